@@ -1,0 +1,11 @@
+// One function per concept; each lives in its own register_*.cpp.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace restrl {
+
+void register_search(pybind11::module_& m);
+void register_sandbox(pybind11::module_& m);
+
+}  // namespace restrl

@@ -1,0 +1,7 @@
+#include "register.h"
+
+namespace restrl {
+
+void register_sandbox(pybind11::module_&) {}
+
+}  // namespace restrl

@@ -1,0 +1,65 @@
+"""Policies: whatever completes a prompt. The whole of restrl runs on any object with `complete`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What to continue: `header` (chat turns, instruction) followed by `state` (the program so far).
+
+    key       names this request for the random generator: equal keys and seeds draw equal samples
+    token_ids exact ids of header + state where they are known; tokenised from the text otherwise
+    """
+
+    header: str
+    state: str
+    key: str
+    token_ids: tuple[int, ...] | None = None
+
+    @property
+    def text(self) -> str:
+        return self.header + self.state
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw. temperature 0 is greedy; `stop` strings end a completion and are cut from its text."""
+
+    temperature: float = 0.7
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 1024
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sample.
+
+    text       without the stop string that ended it and without special tokens
+    token_ids  `[T]` sampled ids, the end-of-sequence token and tokens of the stop string included
+    log_probs  `[T]` log-probability of each id under the policy at temperature 1 (nats, float32)
+    finish     "eos", "stop" (a stop string) or "length"
+    prompt_token_ids  the ids that were actually continued
+    """
+
+    text: str
+    token_ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    log_probs: NDArray[np.float32] | None = None
+    finish: Literal["eos", "stop", "length"] = "stop"
+    prompt_token_ids: tuple[int, ...] = ()
+
+
+class Policy(Protocol):
+    """Anything that completes prompts."""
+
+    def complete(self, requests: list[Prompt], n: int, sampling: Sampling) -> list[list[Completion]]:
+        """`n` completions for each request, in order. Sample i of a request depends on (seed, key, i) alone."""
+        ...
