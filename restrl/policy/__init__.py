@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 class Prompt:
     """What to continue: `header` (chat turns, instruction) followed by `state` (the program so far).
 
-    key       names this request for the random generator: equal keys and seeds draw equal samples
-    token_ids exact ids of header + state where they are known; tokenised from the text otherwise
+    key          names this request for the random generator: equal keys and seeds draw equal samples
+    answer_from  characters of header + state before the program's own text (what a value head does not score)
+    token_ids    exact ids of header + state where they are known; tokenised from the text otherwise
     """
 
     header: str
     state: str
     key: str
+    answer_from: int = 0
     token_ids: tuple[int, ...] | None = None
 
     @property
@@ -43,11 +45,13 @@ class Sampling:
 class Completion:
     """One sample.
 
-    text       without the stop string that ended it and without special tokens
-    token_ids  `[T]` sampled ids, the end-of-sequence token and tokens of the stop string included
-    log_probs  `[T]` log-probability of each id under the policy at temperature 1 (nats, float32)
-    finish     "eos", "stop" (a stop string) or "length"
+    text         without the stop string that ended it and without special tokens
+    token_ids    `[T]` sampled ids, the end-of-sequence token and tokens of the stop string included
+    log_probs    `[T]` log-probability of each id under the policy at temperature 1 (nats, float32)
+    finish       "eos", "stop" (a stop string) or "length"
     prompt_token_ids  the ids that were actually continued
+    scores       `[T]` token scores of a value head that read the policy's states while it decoded (float32)
+    prefix_score sum of that head's scores over the program tokens of the prompt
     """
 
     text: str
@@ -55,6 +59,8 @@ class Completion:
     log_probs: NDArray[np.float32] | None = None
     finish: Literal["eos", "stop", "length"] = "stop"
     prompt_token_ids: tuple[int, ...] = ()
+    scores: NDArray[np.float32] | None = None
+    prefix_score: float = 0.0
 
 
 class Policy(Protocol):
