@@ -36,7 +36,7 @@ class ModelConfig(_Section):
 
 
 class ProblemsConfig(_Section):
-    """Problem files; `pipelines:SPLIT:N:LO-HI` generates N problems of LO to HI lines instead of reading a file."""
+    """Problem files; `pipelines:SPLIT:N:LO-HI` generates N problems of LO to HI lines instead."""
 
     train: str
     test: str | None = None  # decode and evaluate are skipped without it
@@ -125,7 +125,7 @@ class CollectConfig(SearchConfig):
 
 
 class ValueConfig(_Section):
-    """The value model: `scalar` is AutoModelForSequenceClassification, `additive` reads the policy's own states."""
+    """`scalar` is AutoModelForSequenceClassification, `additive` reads the policy's own states."""
 
     head: Literal["scalar", "additive"] = "additive"
     backbone: str | None = None  # scalar only: start from this model instead of the trained policy

@@ -2,4 +2,4 @@
 
 
 class RestrlError(Exception):
-    """A mistake in what the user gave (files, config, model); the command line prints it without a traceback."""
+    """A mistake in what the user gave (files, config, model); printed without a traceback."""

@@ -18,7 +18,7 @@ class _Record(BaseModel):
 
 
 class Asserts(_Record):
-    """MBPP: every entry of `asserts` is one test, run after `setup` (and again with `setup` after the program)."""
+    """MBPP: every entry of `asserts` is one test; `setup` runs before (and again after) the program."""
 
     kind: Literal["asserts"] = "asserts"
     setup: str = ""
@@ -42,7 +42,7 @@ class Stdio(_Record):
 
 
 class Calls(_Record):
-    """Call-based tests: `fn_name(*args[i])` must equal `expected[i]`; a method of `Solution` if that class exists.
+    """Call-based tests: `fn_name(*args[i])`, a method of `Solution` if there is one, equals `expected[i]`.
 
     With `wrapped` an expected value may stand in one more list (APPS), and tuples equal lists.
     """

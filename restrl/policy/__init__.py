@@ -67,5 +67,5 @@ class Policy(Protocol):
     """Anything that completes prompts."""
 
     def complete(self, requests: list[Prompt], n: int, sampling: Sampling) -> list[list[Completion]]:
-        """`n` completions for each request, in order. Sample i of a request depends on (seed, key, i) alone."""
+        """`n` completions for each request, in order; sample i depends on (seed, key, i) alone."""
         ...

@@ -1,0 +1,82 @@
+"""Stage 1, steps 1 and 2: N completions for every training problem, each verified."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from restrl.config import SamplingConfig
+from restrl.policy import Completion, Policy, Sampling
+from restrl.progress import Progress
+from restrl.prompts import PromptFormat
+from restrl.records import SCHEMA_VERSION, Problem
+from restrl.rows import Appender, Row
+from restrl.sandbox import Verifier
+
+CHUNK = 64  # problems decoded and verified together; also the grain of resuming
+
+
+def sample(
+    policy: Policy,
+    form: PromptFormat,
+    problems: Sequence[Problem],
+    verifier: Verifier,
+    cfg: SamplingConfig,
+    out: Path,
+    *,
+    seed: int,
+) -> list[Row]:
+    """Write one row per problem to `out`: its completions, their rewards and why each ended.
+
+    Row: {"schema", "task_id", "completions": [str], "rewards": [float | null], "statuses": [str],
+    "tokens": [int], "log_probs": [float | null]} with the summed log-probability of each completion (nats).
+    """
+    with Appender(out, CHUNK) as file:
+        with Progress("sample", len(problems), len(file.rows)) as bar:
+            for start in range(len(file.rows), len(problems), CHUNK):
+                chunk = problems[start : start + CHUNK]
+                drawn = draw(policy, form, chunk, cfg, seed=seed)
+                programs = [
+                    (p, p.prefix + c.text) for p, group in zip(chunk, drawn, strict=True) for c in group
+                ]
+                verdicts = iter(verifier.verify(programs))
+                rows = []
+                for problem, group in zip(chunk, drawn, strict=True):
+                    own = [next(verdicts) for _ in group]
+                    rows.append(
+                        {
+                            "schema": SCHEMA_VERSION,
+                            "task_id": problem.task_id,
+                            "completions": [c.text for c in group],
+                            "rewards": [v.reward for v in own],
+                            "statuses": [v.status for v in own],
+                            "tokens": [len(c.token_ids) for c in group],
+                            "log_probs": [_total(c) for c in group],
+                        }
+                    )
+                file.append(rows)
+                known = [r for row in file.rows for r in row["rewards"] if r is not None]
+                bar.update(len(chunk), f"reward {np.mean(known):.3f}" if known else "")
+        return file.finish()
+
+
+def draw(
+    policy: Policy, form: PromptFormat, problems: Sequence[Problem], cfg: SamplingConfig, *, seed: int
+) -> list[list[Completion]]:
+    """`cfg.n` completions of every problem's bare prompt, cut at the domain's stop strings, in order."""
+    out: list[list[Completion]] = [[] for _ in problems]
+    by_stops: dict[tuple[str, ...], list[int]] = {}
+    for i, problem in enumerate(problems):
+        by_stops.setdefault(form.stops(problem), []).append(i)
+    for stops, members in by_stops.items():
+        sampling = Sampling(cfg.temperature, cfg.top_p, cfg.top_k, cfg.max_new_tokens, stops, seed)
+        prompts = [form.prompt(problems[i], problems[i].prefix, problems[i].task_id) for i in members]
+        for i, group in zip(members, policy.complete(prompts, cfg.n, sampling), strict=True):
+            out[i] = group
+    return out
+
+
+def _total(completion: Completion) -> float | None:
+    return None if completion.log_probs is None else float(np.sum(completion.log_probs, dtype=np.float64))
