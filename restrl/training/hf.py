@@ -1,0 +1,56 @@
+"""Model files in Hugging Face format, and data order: what GRPO and SFT share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from restrl.seeds import derive
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write model and tokenizer with `save_pretrained`, without its progress bars."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    if shown:
+        logging.enable_progress_bar()
+    tokenizer.save_pretrained(folder)
+
+
+@torch.no_grad()
+def load_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Read the weights of `folder` into the live `model`, in place."""
+    saved = type(model).from_pretrained(folder, dtype=model.dtype, local_files_only=True)
+    model.load_state_dict(saved.state_dict())
+
+
+def batch_positions(step: int, size: int, count: int, seed: int) -> list[tuple[int, int, int]]:
+    """(epoch, position in the epoch, item) of each of the `size` items of step `step` (0-based) out of
+    `count`.
+
+    Epochs are seeded permutations laid end to end, and a step takes the next `size` entries: nothing is
+    dropped, and a step may reach over the border of two epochs.
+    """
+    order: dict[int, list[int]] = {}
+    positions = []
+    for n in range(step * size, (step + 1) * size):
+        epoch, position = divmod(n, count)
+        if epoch not in order:
+            generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
+            order[epoch] = torch.randperm(count, generator=generator).tolist()
+        positions.append((epoch, position, order[epoch][position]))
+    return positions
+
+
+def digest(texts: Iterable[str]) -> str:
+    """A short fingerprint of training data."""
+    total = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        total.update(f"{len(text)}:{text}".encode())
+    return total.hexdigest()
