@@ -1,0 +1,69 @@
+#include "search/dummy.h"
+
+#include <array>
+#include <string_view>
+#include <thread>
+#include <utility>
+
+#include "search/random.h"
+
+namespace restrl::search {
+namespace {
+
+constexpr std::array<std::string_view, 8> kLines = {
+    "x = 1\n",      "x += 2\n",   "y = x\n",   "\n", "for i in range(3):\n",
+    "    x *= i\n", "y -= x  \n", "print(x)\n"};
+
+}  // namespace
+
+std::vector<std::string> dummy_completions(std::uint64_t seed, std::uint64_t stream, std::uint32_t k) {
+  std::vector<std::string> completions(k);
+  for (std::uint32_t i = 0; i < k; ++i) {
+    std::uint64_t bits = draw(seed, stream, i, 0);
+    const std::uint64_t lines = bits % 16 == 0 ? 1 : 2 + bits / 16 % 3;
+    bits >>= 8;
+    for (std::uint64_t j = 0; j < lines; ++j, bits >>= 3) completions[i] += kLines[bits % kLines.size()];
+  }
+  return completions;
+}
+
+double dummy_score(std::uint64_t seed, std::uint64_t stream) {
+  return static_cast<double>(draw(seed, stream, 0, 1) % 17) / 16;
+}
+
+Answer dummy_answer(const SearchParams& params, std::uint64_t seed, const Request& request) {
+  const std::uint64_t stream = draw(seed, request.tree, request.simulation, 2);
+  Answer answer{dummy_completions(seed, stream, request.k), Scores{}};
+  for (std::uint32_t i = 0; i < request.k; ++i) {
+    answer.scores->completions.push_back(dummy_score(seed, stream ^ mix(i)));
+  }
+  if (params.mode == Mode::value) {
+    const std::size_t children = split_completions(*answer.completions).children.size();
+    for (std::size_t i = 0; i < children; ++i) {
+      answer.scores->children.push_back(dummy_score(seed, stream ^ mix(request.k + i)));
+    }
+  }
+  return answer;
+}
+
+std::uint64_t run_dummy(Forest& forest, std::uint64_t seed, std::size_t batch) {
+  std::uint64_t answered = 0;
+  for (;;) {
+    const std::vector<Request> requests = forest.next(batch);
+    if (requests.empty()) {
+      if (forest.in_flight() == 0) return answered;
+      std::this_thread::yield();  // another thread holds the requests that everything waits for
+      continue;
+    }
+    std::vector<RequestId> ids;
+    std::vector<Answer> answers;
+    for (const Request& request : requests) {
+      ids.push_back(request.id);
+      answers.push_back(dummy_answer(forest.params(), seed, request));
+    }
+    forest.fulfil(ids, std::move(answers));
+    answered += requests.size();
+  }
+}
+
+}  // namespace restrl::search

@@ -1,0 +1,28 @@
+// A policy and an evaluator without a model: deterministic, cheap, for tests, sanitizers and benchmarks.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "search/forest.h"
+
+namespace restrl::search {
+
+// k short programs of one to four lines out of a small alphabet, so that first lines repeat and some programs
+// end at once. They depend on (seed, stream) alone.
+std::vector<std::string> dummy_completions(std::uint64_t seed, std::uint64_t stream, std::uint32_t k);
+
+// A score in [0, 1], a multiple of 1/16, so that ties happen. Depends on (seed, stream) alone.
+double dummy_score(std::uint64_t seed, std::uint64_t stream);
+
+// The whole answer to one request: completions by (seed, tree, simulation), scores likewise.
+Answer dummy_answer(const SearchParams& params, std::uint64_t seed, const Request& request);
+
+// Drives every tree of `forest` to its end, at most `batch` requests at a time; returns the requests
+// answered. Several threads may drive one forest together; each returns when no tree has anything under way
+// or to start.
+std::uint64_t run_dummy(Forest& forest, std::uint64_t seed, std::size_t batch);
+
+}  // namespace restrl::search

@@ -1,0 +1,132 @@
+"""Type stubs of the native core, one section per csrc/bindings/register_*.cpp."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypedDict
+
+from restrl.errors import RestrlError
+
+# ---- register_search.cpp ----
+
+class SearchError(RestrlError):
+    """Base of the search engine's errors."""
+
+class ParamError(SearchError):
+    """A field of SearchParams is out of range."""
+
+class RequestError(SearchError):
+    """An id names no open request or no tree of this forest."""
+
+class AnswerError(SearchError):
+    """An answer does not fit its request."""
+
+class LimitError(SearchError):
+    """A tree outgrew its 32-bit indices."""
+
+class SearchParams:
+    """Knobs of a search (csrc/search/params.h). What is left out has the mode's published value:
+    collect 100 simulations, num_decisions 3, c 0.2; value and outcome 20, 5, 0.1; k 5 and eps 0.1 in all."""
+
+    def __init__(
+        self,
+        mode: Literal["collect", "value", "outcome"] | str = "collect",
+        *,
+        simulations: int | None = None,
+        max_expansions: int | None = None,
+        k: int | None = None,
+        num_decisions: int | None = None,
+        c: float | None = None,
+        eps: float | None = None,
+        ties: Literal["seeded", "first"] | str | None = None,
+        leaves_in_flight: int | None = None,
+        in_order: bool | None = None,
+    ) -> None: ...
+    @property
+    def mode(self) -> str: ...
+    @property
+    def simulations(self) -> int: ...
+    @property
+    def max_expansions(self) -> int: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def num_decisions(self) -> int: ...
+    @property
+    def c(self) -> float: ...
+    @property
+    def eps(self) -> float: ...
+    @property
+    def ties(self) -> str: ...
+    @property
+    def leaves_in_flight(self) -> int: ...
+    @property
+    def in_order(self) -> bool: ...
+    def to_dict(self) -> dict[str, Any]: ...
+    def __eq__(self, other: object) -> bool: ...
+
+class Request:
+    """A leaf to expand: k completions of `state`, the `simulation`-th of its tree."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def tree(self) -> int: ...
+    @property
+    def simulation(self) -> int: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def state(self) -> str: ...
+
+class _Expansion(TypedDict):
+    state: str
+    programs: list[str]
+    children: list[str]
+    terminal: list[bool]
+    child_of: list[int]
+
+class _View(TypedDict):
+    # (parent, depth, simulation, N, W, V, terminal, expanded, visible, line), -1 for none; pre-order
+    nodes: list[tuple[int, int, int, int, float, float, bool, bool, bool, str]]
+    # (node, child, value, text), node by node
+    completions: list[tuple[int, int, float, str]]
+
+class _Stats(TypedDict):
+    simulations: int
+    expansions: int
+    terminal_visits: int
+    completions: int
+    collisions: int
+    in_flight: int
+    nodes: int
+    text_bytes: int
+
+class Forest:
+    """Many search trees; any method may be called from any thread (contract: csrc/search/forest.h)."""
+
+    def __init__(self, params: SearchParams, seed: int = 0) -> None: ...
+    @property
+    def params(self) -> SearchParams: ...
+    @property
+    def seed(self) -> int: ...
+    def add(self, key: str, state: str) -> int: ...
+    def next(self, max_requests: int) -> list[Request]: ...
+    def fulfil(
+        self,
+        ids: Sequence[int],
+        completions: Sequence[list[str]] | None = None,
+        completion_values: Sequence[Sequence[float]] | None = None,
+        child_values: Sequence[Sequence[float]] | None = None,
+    ) -> None: ...
+    def cancel(self, ids: Sequence[int]) -> None: ...
+    def cancel_all(self) -> None: ...
+    def expansion(self, id: int) -> _Expansion: ...
+    def take_finished(self) -> list[int]: ...
+    def in_flight(self) -> int: ...
+    def nodes_in_flight(self, tree: int) -> int: ...
+    def stats(self, tree: int) -> _Stats: ...
+    def view(self, tree: int) -> _View: ...
+    def remove(self, tree: int) -> None: ...
+
+def dummy_completions(text: str, k: int, seed: int = 0) -> list[str]: ...
+def dummy_score(text: str, seed: int = 0) -> float: ...
+def run_dummy(forest: Forest, seed: int = 0, batch: int = 64) -> int: ...
