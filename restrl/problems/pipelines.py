@@ -6,16 +6,18 @@
         c = b[::-1]
         return c
 
-Small enough for a policy of half a million parameters, and with every property the method needs: a program is made of
-lines, each line can be wrong in its own way, ten hidden tests give a fractional reward, and a wrong line is sometimes
-made good by a later one. `difficulty` counts the operation lines; the return line comes on top.
+Small enough for a policy of half a million parameters, and with every property the method needs: a program
+is made of lines, each line can be wrong in its own way, ten hidden tests give a fractional reward, and a
+wrong line is sometimes made good by a later one. `difficulty` counts the operation lines; the return line
+comes on top.
 
-**Splits.** A pipeline's split follows from what it computes: from a hash of its outputs on fixed probe lists. Two
-pipelines that compute the same function, written the same or not, lie in the same split, whatever the seeds.
+**Splits.** A pipeline's split follows from what it computes: from a hash of its outputs on fixed probe
+lists. Two pipelines that compute the same function, written the same or not, lie in the same split,
+whatever the seeds.
 
-**Imperfect corpus.** `corpus` gives the texts a base policy is trained on. Every (operation, phrasing) is written
-wrongly at a rate of its own (`error_rates`), by one of two plausible lines, so that a policy that has learned the corpus
-well makes the errors that reinforcement learning and search are there to repair.
+**Imperfect corpus.** `corpus` gives the texts a base policy is trained on. Every (operation, phrasing) is
+written wrongly at a rate of its own (`error_rates`), by one of two plausible lines, so that a policy that has
+learned the corpus well makes the errors that reinforcement learning and search are there to repair.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ MAX_OPERATIONS = 12
 ARGUMENTS = range(2, 10)
 TESTS = 10
 VARIABLES = "bcdeghjklmnp"  # a is the argument, f the function; i, x and y are bound inside the lines
-# How often the first and the second wrong line are written, and for how many of the 52 (operation, phrasing) pairs.
-# In sum a pair is wrong at .04, .30 or .65; in the last kind an error is the most likely line of all.
+# How often the first and the second wrong line are written, and for how many of the 52 (operation, phrasing)
+# pairs. In sum a pair is wrong at .04, .30 or .65; in the last kind an error is the most likely line of all.
 ERROR_KINDS = (((0.02, 0.02), 24), ((0.20, 0.10), 14), ((0.33, 0.32), 7), ((0.42, 0.23), 7))
 
 _LARGEST = 10**6  # a pipeline whose values grow past this is rejected
@@ -124,7 +126,7 @@ OPERATIONS = tuple(
 
 @dataclass(frozen=True)
 class Step:
-    """One line of a pipeline: `OPERATIONS[operation]` with its argument (0 if it takes none) in one of its wordings."""
+    """One line of a pipeline: `OPERATIONS[operation]`, its argument (0 if it takes none) and its wording."""
 
     operation: int
     argument: int
@@ -182,7 +184,7 @@ _PROBES = _inputs(random.Random("pipelines: probes"), 12)
 
 
 def _degenerate(before: list[Ints], after: list[Ints]) -> bool:
-    """Whether a line does nothing worth testing: it explodes, empties or equalises the lists, or changes few."""
+    """Whether a line is not worth testing: it explodes, empties or equalises the lists, or changes few."""
     if any(len(v) > _LONGEST or any(abs(x) > _LARGEST for x in v) for v in after):
         return True
     empty = sum(not v for v in after)

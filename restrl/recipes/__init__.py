@@ -1,0 +1,1 @@
+"""How the things shipped with restrl were made; each recipe is one command."""
