@@ -114,6 +114,6 @@ def check_head(model: PreTrainedModel) -> None:
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.2
     if not torch.allclose(found, expected, rtol=tolerance, atol=tolerance):
         raise RestrlError(
-            f"model type {model.config.model_type!r} changes its logits after the language-model head in a way "
-            "that restrl does not know; it cannot be trained here"
+            f"model type {model.config.model_type!r} changes its logits after the language-model head in "
+            "a way that restrl does not know; it cannot be trained here"
         )

@@ -1,8 +1,9 @@
-"""Model files in Hugging Face format, and data order: what GRPO and SFT share."""
+"""What GRPO and SFT share: model files in Hugging Face format, data order, the length of a run."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from restrl.config import TrainConfig
 from restrl.seeds import derive
 
 
@@ -48,9 +50,32 @@ def batch_positions(step: int, size: int, count: int, seed: int) -> list[tuple[i
     return positions
 
 
+def steps(cfg: TrainConfig, count: int) -> int:
+    """Optimiser steps for `count` items at `prompts_per_step` each: `max_steps`, or the epochs rounded up."""
+    if cfg.max_steps > 0:
+        return cfg.max_steps
+    return math.ceil(cfg.num_train_epochs * count / cfg.prompts_per_step)
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Positions the model was made for; a very large number where its config names none."""
+    limit = model.config.get_text_config().to_dict().get("max_position_embeddings")
+    return int(limit) if limit else 1 << 30
+
+
 def digest(texts: Iterable[str]) -> str:
     """A short fingerprint of training data."""
     total = hashlib.blake2b(digest_size=16)
     for text in texts:
         total.update(f"{len(text)}:{text}".encode())
     return total.hexdigest()
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """A fingerprint of a model's weights that does not depend on the order of summation."""
+    integers = {4: torch.int32, 2: torch.int16, 8: torch.int64}
+    sums = [
+        f"{name} {int(p.detach().contiguous().view(integers[p.dtype.itemsize]).sum(dtype=torch.int64))}"
+        for name, p in model.named_parameters()
+    ]
+    return digest(sums)

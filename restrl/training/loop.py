@@ -97,7 +97,8 @@ def run(job: Job, settings: Settings, out: Path, *, seed: int, name: str = "trai
     """Train to `settings.total_steps`, or go on where the newest checkpoint of `out` ends.
 
     A run that was killed anywhere and started again ends with the same weights and metrics, bit for bit, as
-    one that was not (`step_time` aside). A finished run (out/final exists) returns at once.
+    one that was not (metrics named *_time aside). A finished run (out/final exists) only loads its final
+    weights.
 
     Raises RestrlError for a folder of another run, a full disk, and `max_skipped` non-finite steps in a row;
     KeyboardInterrupt after a Ctrl-C, when the running step is done and a checkpoint is written.
@@ -105,6 +106,7 @@ def run(job: Job, settings: Settings, out: Path, *, seed: int, name: str = "trai
     checkpoint.claim(out, _identity(job, settings, seed))
     final = out / "final"
     if final.exists():
+        job.load(final)
         return _result(out)
     checkpoint.remove_leftovers(out)
     torch.manual_seed(seed)
@@ -194,10 +196,14 @@ class _Stepper:
         factor = lr_factor(settings.lr_scheduler_type, self.step, settings.warmup_steps, settings.total_steps)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
-        loss = 0.0
+        loss, parts = 0.0, 0
         for part in self.job.losses(self.step, log):
             part.backward()
             loss += part.item()
+            parts += 1
+        if parts == 0:  # a gradient of 0, not none: AdamW's moments go on decaying
+            for weight in self.weights:
+                weight.grad = torch.zeros_like(weight)
         norm = self._clipped_gradient_norm()
         finite = math.isfinite(loss) and math.isfinite(norm)
         if finite:

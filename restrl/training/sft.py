@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from restrl.config import TrainConfig
 from restrl.errors import RestrlError
 from restrl.training.batch import Row, check_head, completion_log_probs, completion_mask, micro_batches
-from restrl.training.hf import batch_positions, digest, load_weights, save_model
+from restrl.training.hf import batch_positions, context_length, digest, load_weights, save_model, steps
 from restrl.training.loop import Job, Log, Settings, TrainResult, parameter_groups, run
 
 
@@ -44,11 +44,14 @@ def train_sft(
         raise RestrlError(f"no example to train on: {dropped} of {len(examples)} are longer than the context")
     check_head(model)
     model.train()
+    trainer = _Sft(model, rows, cfg, dropped)
     job = Job(
         parameters=parameter_groups(model, cfg.weight_decay),
-        losses=_Losses(model, rows, cfg, dropped),
+        losses=trainer.losses,
         save=lambda folder: save_model(model, tokenizer, folder),
         load=lambda folder: load_weights(model, folder),
+        state=lambda: {"num_tokens": trainer.num_tokens},
+        restore=trainer.restore,
         identity={
             "method": "sft",
             "examples": digest(text for pair in examples for text in pair),
@@ -58,19 +61,6 @@ def train_sft(
     result = run(job, Settings.from_config(cfg, steps(cfg, len(rows))), out, seed=seed, name=name)
     model.eval()
     return result
-
-
-def steps(cfg: TrainConfig, count: int) -> int:
-    """Optimiser steps for `count` items at `prompts_per_step` each: `max_steps`, or the epochs rounded up."""
-    if cfg.max_steps > 0:
-        return cfg.max_steps
-    return math.ceil(cfg.num_train_epochs * count / cfg.prompts_per_step)
-
-
-def context_length(model: PreTrainedModel) -> int:
-    """Positions the model was made for; a very large number where its config names none."""
-    limit = model.config.get_text_config().to_dict().get("max_position_embeddings")
-    return int(limit) if limit else 1 << 30
 
 
 def tokenise(
@@ -97,19 +87,26 @@ def tokenise(
     return fitting, len(rows) - len(fitting)
 
 
-class _Losses:
-    """losses(step, log) of the loop."""
+class _Sft:
+    """What a step computes, and the tokens it has seen."""
 
     def __init__(self, model: PreTrainedModel, rows: list[Row], cfg: TrainConfig, dropped: int) -> None:
         self.model, self.rows, self.cfg, self.dropped = model, rows, cfg, dropped
+        self.num_tokens = 0
 
-    def __call__(self, step: int, log: Log) -> Iterator[Tensor]:
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what a checkpoint kept."""
+        self.num_tokens = state["num_tokens"]
+
+    def losses(self, step: int, log: Log) -> Iterator[Tensor]:
+        """Parts of step `step`'s loss, one per forward pass."""
         cfg = self.cfg
         picked = batch_positions(step, cfg.prompts_per_step, len(self.rows), cfg.data_seed)
         rows = [self.rows[item] for _, _, item in picked]
         tokens = sum(len(row.completion) for row in rows)
         log["epoch"] = (step + 1) * cfg.prompts_per_step / len(self.rows)
-        log["num_tokens"] = tokens
+        self.num_tokens += sum(len(row) for row in rows)
+        log["num_tokens"] = self.num_tokens
         log["dropped"] = self.dropped
         entropy = 0.0
         for batch in micro_batches(rows, range(len(rows)), cfg.micro_batch_size):

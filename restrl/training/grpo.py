@@ -1,0 +1,209 @@
+"""GRPO: step 5 of ReST-GRPO, on bare prompts and partial programs alike."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from restrl.config import TrainConfig
+from restrl.errors import RestrlError
+from restrl.reference import GrpoLoss, LossSpec, TokenLogProbs, Totals, grpo_loss
+from restrl.training.batch import check_head, completion_log_probs, completion_mask, micro_batches
+from restrl.training.hf import context_length, digest, load_weights, save_model, steps, weights_digest
+from restrl.training.loop import Job, Log, Settings, TrainResult, parameter_groups, run
+from restrl.training.rollout import Batch, RewardFn, TrainablePolicy, TrainState, roll_out
+
+
+def train_grpo(
+    policy: TrainablePolicy,
+    states: Sequence[TrainState],
+    reward_fn: RewardFn,
+    cfg: TrainConfig,
+    out: Path,
+    *,
+    seed: int,
+    reference_model: PreTrainedModel | None = None,
+    name: str = "grpo",
+) -> TrainResult:
+    """Train `policy.model` in place; afterwards it holds the weights of out/final.
+
+    reward_fn(states, completions) gives the *raw* reward of every completion, None where it cannot be
+    scored; a completion is verified up to its first stop string (`cut_at_stop`). Stop bonus and penalty are
+    added here (`shaped_reward`), so that reward_std and frac_reward_zero_std are those of the raw reward. To
+    resume exactly, it must give equal rewards for equal completions.
+
+    A step takes `prompts_per_step` states in an order seeded by `data_seed` (epochs laid end to end, nothing
+    is dropped) and `num_generations` completions of each; `num_iterations` steps train on one such batch.
+    The length is `max_steps` optimiser steps, or as many as `num_train_epochs` needs, rounded up. States
+    whose prompt and `max_completion_length` together exceed the model's context are dropped; the metric
+    `dropped_states` counts them. Dropout is off: old, new and reference log-probs are those of one
+    distribution.
+
+    reference_model  the policy that the KL keeps close to; None: a frozen copy of the policy as it is given.
+                     To resume with beta > 0, give the policy the run was started with.
+
+    Raises RestrlError when no state is left, for combinations of options that do not exist, and as
+    `loop.run`.
+    """
+    if cfg.num_generations < 2:
+        raise RestrlError("num_generations is 1: a group of one has advantage 0; use at least 2")
+    spec = LossSpec.from_config(cfg)
+    model = policy.model
+    context = context_length(model)
+    fitting = [s for s in states if _prompt_tokens(policy, s) + cfg.max_completion_length <= context]
+    if not fitting:
+        raise RestrlError(
+            f"no state to train on: all {len(states)} are too long for the model's context of "
+            f"{context} tokens with max_completion_length {cfg.max_completion_length}"
+        )
+    check_head(model)
+    model.eval()
+    if spec.beta > 0 and reference_model is None:
+        reference_model = copy.deepcopy(model)
+    if reference_model is not None:
+        reference_model.eval().requires_grad_(False)
+    trainer = _Grpo(policy, fitting, reward_fn, cfg, spec, seed, reference_model, len(states) - len(fitting))
+    job = Job(
+        parameters=parameter_groups(model, cfg.weight_decay),
+        losses=trainer.losses,
+        save=lambda folder: save_model(model, policy.tokenizer, folder),
+        load=lambda folder: load_weights(model, folder),
+        state=trainer.state,
+        restore=trainer.restore,
+        identity={
+            "method": "grpo",
+            "states": digest(s.prompt.text for s in states),
+            "config": cfg.model_dump(exclude={"save_steps", "save_total_limit", "method"}),
+        },
+    )
+    total = cfg.max_steps if cfg.max_steps > 0 else steps(cfg, len(fitting)) * cfg.num_iterations
+    return run(job, Settings.from_config(cfg, total), out, seed=seed, name=name)
+
+
+class _Grpo:
+    """What a step computes, and what must be remembered between steps."""
+
+    def __init__(
+        self,
+        policy: TrainablePolicy,
+        states: list[TrainState],
+        reward_fn: RewardFn,
+        cfg: TrainConfig,
+        spec: LossSpec,
+        seed: int,
+        reference: PreTrainedModel | None,
+        dropped: int,
+    ) -> None:
+        self.policy, self.states, self.reward_fn = policy, states, reward_fn
+        self.cfg, self.spec, self.seed, self.dropped = cfg, spec, seed, dropped
+        self.reference = reference
+        self.start_weights = weights_digest(policy.model if reference is None else reference)
+        self.batch: Batch | None = None
+        self.num_tokens = 0
+
+    def losses(self, step: int, log: Log) -> Iterator[Tensor]:
+        """Parts of step `step`'s loss, one per forward pass."""
+        generation, iteration = divmod(step, self.cfg.num_iterations)
+        if iteration == 0 or self.batch is None:
+            self.batch = roll_out(self.policy, self.states, self.reward_fn, self.cfg, generation, self.seed)
+            self.num_tokens += sum(len(row) for row in self.batch.rows)
+        batch = self.batch
+        log["epoch"] = (generation + 1) * self.cfg.prompts_per_step / len(self.states)
+        log |= {**batch.log, "num_tokens": self.num_tokens, "dropped_states": self.dropped}
+        live = [i for i in range(len(batch.rows)) if self._matters(batch, i)]
+        sums = _Sums()
+        for part in micro_batches(batch.rows, live, self.cfg.micro_batch_size):
+            found, loss, mask = self._loss(batch, part, first=iteration == 0)
+            sums.add(found, loss, mask)
+            yield loss.loss
+        log |= sums.means(batch.tokens)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: the batch too, in case it serves for further iterations."""
+        again = self.batch is not None and self.cfg.num_iterations > 1
+        batch = self.batch.to_state() if again and self.batch is not None else None
+        return {"num_tokens": self.num_tokens, "batch": batch, "start_weights": self.start_weights}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave. Raises RestrlError if the KL would be to another policy than before."""
+        if self.spec.beta > 0 and state["start_weights"] != self.start_weights:
+            raise RestrlError(
+                "the run to be resumed was started from another policy, and beta > 0 keeps close to that one; "
+                "give the model it was started from"
+            )
+        self.num_tokens = state["num_tokens"]
+        self.batch = None if state["batch"] is None else Batch.from_state(state["batch"])
+
+    def _matters(self, batch: Batch, row: int) -> bool:
+        """Whether a row has a gradient. The others skip the forward pass; the normalisers still count them."""
+        return not batch.masked[row] and (self.spec.beta > 0 or bool(batch.advantages[row] != 0))
+
+    def _loss(self, batch: Batch, part: list[int], first: bool) -> tuple[TokenLogProbs, GrpoLoss, Tensor]:
+        rows = [batch.rows[i] for i in part]
+        found = completion_log_probs(self.policy.model, rows, self.cfg.temperature)
+        device = found.log_probs.device
+        mask = completion_mask(rows, device)
+        lengths = [len(row.completion) for row in rows]
+        if first and self.reference is not None and self.spec.beta > 0:
+            with torch.no_grad():
+                ref = completion_log_probs(self.reference, rows, self.cfg.temperature).log_probs
+            batch.ref |= {i: ref[k, :n].cpu() for k, (i, n) in enumerate(zip(part, lengths, strict=True))}
+        if first and self.cfg.num_iterations > 1:  # the ratio is 1: l is l_old
+            old = found.log_probs.detach()
+            batch.old |= {i: old[k, :n].cpu() for k, (i, n) in enumerate(zip(part, lengths, strict=True))}
+        loss = grpo_loss(
+            found.log_probs,
+            mask,
+            batch.advantages[part].to(device),
+            self.spec,
+            old=None if first else _padded(batch.old, part).to(device),
+            ref=_padded(batch.ref, part).to(device) if self.spec.beta > 0 else None,
+            totals=Totals(len(batch.rows), batch.tokens),
+        )
+        return found, loss, mask
+
+
+class _Sums:
+    """Token sums over the parts of a step, for the metrics."""
+
+    def __init__(self) -> None:
+        self.values: Log = {}
+        self.seen = 0.0
+
+    def add(self, found: TokenLogProbs, loss: GrpoLoss, mask: Tensor) -> None:
+        columns = {
+            "entropy": found.entropies,
+            "clip_ratio/low_mean": loss.clipped_low,
+            "clip_ratio/high_mean": loss.clipped_high,
+            "clip_ratio/region_mean": loss.clipped_low | loss.clipped_high,
+        }
+        if loss.kl is not None:
+            columns["kl"] = loss.kl
+        for key, column in columns.items():
+            self.values[key] = self.values.get(key, 0.0) + float((column * mask).sum())
+        self.seen += float(mask.sum())
+
+    def means(self, tokens: int) -> Log:
+        """Means over the tokens in the loss mask. Rows without gradient clip nothing; entropy is over the
+        others.
+        """
+        return {
+            key: value / max(1, self.seen if key == "entropy" else tokens)
+            for key, value in self.values.items()
+        }
+
+
+def _padded(values: dict[int, Tensor], part: list[int]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence([values[i] for i in part], batch_first=True)
+
+
+def _prompt_tokens(policy: TrainablePolicy, state: TrainState) -> int:
+    if state.prompt.token_ids is not None:
+        return len(state.prompt.token_ids)
+    return len(policy.tokenizer(state.prompt.text)["input_ids"])

@@ -1,0 +1,204 @@
+"""One generation batch of GRPO: states in; completions, rewards, advantages and their statistics out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from restrl.config import TrainConfig
+from restrl.errors import RestrlError
+from restrl.policy import Completion, Policy, Prompt, Sampling
+from restrl.records import Problem
+from restrl.reference import group_std, grouped_advantages
+from restrl.seeds import derive
+from restrl.training.batch import Row
+from restrl.training.hf import batch_positions
+from restrl.training.loop import Log
+
+
+class TrainablePolicy(Policy, Protocol):
+    """A policy whose model can be trained in place."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """A starting state: a problem, the prompt (partial program included) and the domain's stop strings."""
+
+    problem: Problem
+    prompt: Prompt
+    kind: Literal["bare", "partial"] = "bare"
+    stops: tuple[str, ...] = ()
+
+
+RewardFn = Callable[[Sequence[TrainState], list[list[Completion]]], list[list[float | None]]]
+
+
+class Cut(NamedTuple):
+    """text: up to the first stop string; stopped: whether there was one; after: characters behind it."""
+
+    text: str
+    stopped: bool
+    after: int
+
+
+def cut_at_stop(text: str, stops: Sequence[str]) -> Cut:
+    """Split a completion at its first stop string: `text` is what is verified."""
+    found = [(text.index(stop), -len(stop)) for stop in stops if stop in text]
+    if not found:
+        return Cut(text, False, 0)
+    start, length = min(found)
+    return Cut(text[:start], True, len(text) - start + length)
+
+
+def shaped_reward(reward: float, completion: Completion, stops: Sequence[str], cfg: TrainConfig) -> float:
+    """What GRPO trains on: `reward`, a bonus for a stop string and a penalty per character after it.
+
+    In a domain without stop strings the end-of-sequence token is the stop.
+    """
+    cut = cut_at_stop(completion.text, stops)
+    stopped = cut.stopped if stops else completion.finish == "eos"
+    return reward + cfg.stop_bonus * stopped - cfg.after_stop_penalty * cut.after
+
+
+@dataclass
+class Batch:
+    """Completions of one generation batch, `B` rows in the order of the states.
+
+    masked  rows that the loss leaves out (truncated, with mask_truncated_completions)
+    old     l_old of a row, once the batch has been trained on; ref: l_ref. Both `[T]`
+    """
+
+    rows: list[Row]
+    advantages: Tensor
+    masked: list[bool]
+    log: Log
+    old: dict[int, Tensor] = field(default_factory=dict)
+    ref: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the loss mask."""
+        return sum(len(r.completion) for r, masked in zip(self.rows, self.masked, strict=True) if not masked)
+
+    def to_state(self) -> dict[str, Any]:
+        """Plain data that `from_state` takes."""
+        plain = [(list(row.prompt), list(row.completion)) for row in self.rows]
+        return {**vars(self), "rows": plain}
+
+    @staticmethod
+    def from_state(state: dict[str, Any]) -> Batch:
+        return Batch(**{**state, "rows": [Row(*row) for row in state["rows"]]})
+
+
+def roll_out(
+    policy: TrainablePolicy,
+    states: Sequence[TrainState],
+    reward_fn: RewardFn,
+    cfg: TrainConfig,
+    generation: int,
+    seed: int,
+) -> Batch:
+    """Sample `num_generations` completions for each of the next `prompts_per_step` states and score them.
+
+    Generation `generation` (0-based) depends on the weights, `seed` and cfg.data_seed alone. A state that
+    comes again draws anew: the key of its prompt names epoch and position.
+    """
+    positions = batch_positions(generation, cfg.prompts_per_step, len(states), cfg.data_seed)
+    chosen = [states[item] for _, _, item in positions]
+    prompts = [
+        replace(state.prompt, key=f"{state.prompt.key}#{epoch}.{position}")
+        for state, (epoch, position, _) in zip(chosen, positions, strict=True)
+    ]
+    sampling = Sampling(
+        temperature=cfg.temperature,
+        max_new_tokens=cfg.max_completion_length,
+        seed=derive(seed, "generation", generation),
+    )
+    start = time.perf_counter()
+    completions = policy.complete(prompts, cfg.num_generations, sampling)
+    generated = time.perf_counter()
+    raw = reward_fn(chosen, completions)
+    scored = time.perf_counter()
+    _check_shape(raw, chosen, cfg)
+    shaped = [
+        [
+            float("nan") if r is None else shaped_reward(r, c, state.stops, cfg)
+            for r, c in zip(rs, cs, strict=True)
+        ]
+        for state, rs, cs in zip(chosen, raw, completions, strict=True)
+    ]
+    rewards = torch.tensor(shaped, dtype=torch.float64)
+    raw_rewards = torch.tensor([[float("nan") if r is None else r for r in rs] for rs in raw]).double()
+    flat = [c for group in completions for c in group]
+    ends = end_tokens(policy)
+    return Batch(
+        rows=[Row(list(c.prompt_token_ids), up_to_end(c.token_ids.tolist(), ends)) for c in flat],
+        advantages=grouped_advantages(rewards, cfg.scale_rewards).float().flatten(),
+        masked=[cfg.mask_truncated_completions and c.finish == "length" for c in flat],
+        log={
+            **_reward_log(rewards, raw_rewards),
+            **_completion_log(flat),
+            "partial_states": sum(state.kind == "partial" for state in chosen) / len(chosen),
+            "generate_time": generated - start,
+            "reward_time": scored - generated,
+        },
+    )
+
+
+def end_tokens(policy: TrainablePolicy) -> set[int]:
+    """Ids that end a sequence: the tokenizer's and those of the model's generation config."""
+    known: list[Any] = [policy.tokenizer.eos_token_id]
+    if policy.model.generation_config is not None:
+        eos = policy.model.generation_config.eos_token_id
+        known += eos if isinstance(eos, list) else [eos]
+    return {int(token) for token in known if token is not None}
+
+
+def up_to_end(token_ids: list[int], ends: set[int]) -> list[int]:
+    """`token_ids` up to the first end-of-sequence token, which is included."""
+    for i, token in enumerate(token_ids):
+        if token in ends:
+            return token_ids[: i + 1]
+    return token_ids
+
+
+def _check_shape(rewards: list[list[float | None]], states: Sequence[TrainState], cfg: TrainConfig) -> None:
+    if [len(group) for group in rewards] != [cfg.num_generations] * len(states):
+        raise RestrlError(
+            f"the reward function must return {len(states)} lists of {cfg.num_generations} rewards, "
+            f"and returned lists of {[len(group) for group in rewards]}"
+        )
+
+
+def _reward_log(rewards: Tensor, raw: Tensor) -> Log:
+    std = group_std(raw)
+    return {
+        "reward": float(rewards.nanmean()),
+        "rewards/verifier/mean": float(raw.nanmean()),
+        "reward_std": float(std.mean()),
+        "frac_reward_zero_std": float((std == 0).double().mean()),
+        "rewards/unscorable": float(raw.isnan().double().mean()),
+    }
+
+
+def _completion_log(completions: Sequence[Completion]) -> Log:
+    lengths = [len(c.token_ids) for c in completions]
+    ended = [len(c.token_ids) for c in completions if c.finish != "length"]
+    log = {
+        "completions/mean_length": sum(lengths) / len(lengths),
+        "completions/min_length": float(min(lengths)),
+        "completions/max_length": float(max(lengths)),
+        "completions/clipped_ratio": 1 - len(ended) / len(lengths),
+    }
+    if ended:
+        log["completions/mean_terminated_length"] = sum(ended) / len(ended)
+    return log
