@@ -258,6 +258,20 @@ def _problem(split: Split, pipeline: Pipeline) -> Problem | None:
     )
 
 
+def _fresh_problem(rng: random.Random, split: Split, length: int, seen: set[str]) -> Problem | None:
+    """A problem whose function is not in `seen` (it is added), or None if 3000 tries found none."""
+    for _ in range(3000):
+        pipeline = _draw(rng, length)
+        function = fingerprint(pipeline)
+        if split_of(pipeline) != split or function in seen:
+            continue
+        problem = _problem(split, pipeline)
+        if problem is not None:
+            seen.add(function)
+            return problem
+    return None
+
+
 def _check_difficulty(difficulty: tuple[int, int]) -> None:
     low, high = difficulty
     if not 1 <= low <= high <= MAX_OPERATIONS:
@@ -269,33 +283,28 @@ def _check_difficulty(difficulty: tuple[int, int]) -> None:
 def generate(split: Split, n: int, *, seed: int, difficulty: tuple[int, int] = (2, 6)) -> list[Problem]:
     """`n` problems of one split that compute `n` different functions, difficulties in turn from low to high.
 
+    One operation makes few functions (about ten in dev and in test): a difficulty with no more is left out.
     Raises RestrlError for an unknown split, a difficulty outside 1..12, or more problems than the split has.
     """
     if split not in get_args(Split):
         raise RestrlError(f"pipelines: unknown split {split!r}; choose one of {', '.join(get_args(Split))}")
     _check_difficulty(difficulty)
     rng = random.Random(f"pipelines: {split} {seed} {difficulty}")
-    low, high = difficulty
+    lengths = list(range(difficulty[0], difficulty[1] + 1))
     seen: set[str] = set()
     problems: list[Problem] = []
-    tries = 0
     while len(problems) < n:
-        length = low + len(problems) % (high - low + 1)
-        tries += 1
-        if tries > 5000:
+        length = lengths[len(problems) % len(lengths)]
+        problem = _fresh_problem(rng, split, length, seen)
+        if problem is not None:
+            problems.append(problem)
+            continue
+        lengths.remove(length)
+        if not lengths:
             raise RestrlError(
-                f"pipelines: the {split} split has no {n} different problems at difficulty {low}..{high} "
-                f"(found {len(problems)}); ask for fewer or for longer ones"
+                f"pipelines: the {split} split has no {n} different problems at difficulty "
+                f"{difficulty[0]}..{difficulty[1]} (found {len(problems)}); ask for fewer or for longer ones"
             )
-        pipeline = _draw(rng, length)
-        if split_of(pipeline) != split or fingerprint(pipeline) in seen:
-            continue
-        problem = _problem(split, pipeline)
-        if problem is None:
-            continue
-        seen.add(fingerprint(pipeline))
-        problems.append(problem)
-        tries = 0
     return problems
 
 

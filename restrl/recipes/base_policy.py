@@ -54,8 +54,8 @@ class Recipe:
 def train_tokenizer(texts: Iterator[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE whose line ends are tokens of their own: text cut there tokenises as the whole does.
 
-    `AutoTokenizer` gives every qwen2 model Qwen2's pre-tokenizer, whatever the folder says. The words here are
-    Qwen2's too, cut at line ends; since no merge holds a line end, both ways of loading give the same ids.
+    `AutoTokenizer` gives every qwen2 model Qwen2's pre-tokenizer, whatever the folder says. The words here
+    are Qwen2's too, cut at line ends; since no merge holds a line end, both ways of loading give equal ids.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
