@@ -1,0 +1,323 @@
+"""The local policy: any transformers causal language model, decoded in this process."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from restrl.errors import RestrlError
+from restrl.policy import Completion, Prompt, Sampling
+from restrl.policy.batch import Batch, Request, TokenScorer, split
+from restrl.policy.codec import Codec
+from restrl.policy.engine import Engine, ModuleEngine, forward_with_states
+from restrl.prompts import PromptFormat
+
+__all__ = ["LocalPolicy", "TokenScorer", "Trace"]
+
+_TRACE_TOKENS = 32768  # of one teacher-forced batch, padding included
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A teacher-forced pass over header + state + completion, `T` tokens in all.
+
+    ids            `[T]` token ids
+    hidden         `[T, H]` final-norm state *before* each token, as a token scorer gets it (zeros for the first token)
+    last           `[H]` state after the last token; the state after token t is hidden[t + 1]
+    log_probs      `[T]` of each token at temperature 1 (nats, float32; 0 for the first token)
+    ends           `[T]` end character of each token in header + state + completion
+    program        first token that belongs to the program (its end lies behind prompt.answer_from)
+    answer         first token of the completion
+    """
+
+    ids: Tensor
+    hidden: Tensor
+    last: Tensor
+    log_probs: Tensor
+    ends: Tensor
+    program: int
+    answer: int
+
+
+class LocalPolicy:
+    """A causal LM and its tokenizer. The trainer changes `model` in place; the next call sees the new weights."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_rows: int = 256,
+        fast: bool = True,
+    ) -> None:
+        """Load a folder or hub id (safetensors only, no remote code).
+
+        device    "cpu", "cuda", "cuda:1", ...; "auto" is cuda where there is one
+        dtype     "float32", "bfloat16", "float16"; "auto" is the checkpoint's on a GPU and float32 on a CPU
+        max_rows  completions decoded at once, at most
+        fast      small decoders by restrl's own forward pass (see fast.py); False: always through transformers
+
+        Raises RestrlError for a folder that is missing or lacks weights or tokenizer, and for unknown names.
+        """
+        where = _device(device)
+        name = str(path)
+        _check_folder(name)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            model = AutoModelForCausalLM.from_pretrained(
+                name, dtype=_dtype(dtype, where), use_safetensors=True, trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise RestrlError(
+                f"cannot load the policy {name!r} ({reason}); give a folder in Hugging Face format with safetensors "
+                "weights and a tokenizer, or a hub id that this machine can reach"
+            ) from error
+        self._set(model.to(where).eval(), tokenizer, max_rows, fast)
+
+    @classmethod
+    def from_parts(cls, model: Any, tokenizer: Any, *, max_rows: int = 256, fast: bool = True) -> LocalPolicy:
+        """A policy of a model and a tokenizer in memory, shared and not copied."""
+        policy = cls.__new__(cls)
+        policy._set(model, tokenizer, max_rows, fast)
+        return policy
+
+    def _set(self, model: Any, tokenizer: Any, max_rows: int, fast: bool) -> None:
+        if max_rows < 1:
+            raise RestrlError(f"max_rows must be at least 1, not {max_rows}")
+        self.model, self.tokenizer, self.max_rows, self.fast = model, tokenizer, max_rows, fast
+        config = model.config.get_text_config()
+        self.codec = Codec(tokenizer, int(config.vocab_size))
+        self.format = PromptFormat(tokenizer)
+        values = config.to_dict()
+        self.context: int | None = next((int(values[n]) for n in _POSITIONS if values.get(n)), None)
+        named = [tokenizer.eos_token_id, values.get("eos_token_id")]
+        if model.generation_config is not None:
+            named.append(model.generation_config.eos_token_id)
+        self.end_ids = frozenset(
+            int(i) for ids in named if ids is not None for i in (ids if isinstance(ids, list) else [ids])
+        )
+        """Ids that end a completion: those of tokenizer, config and generation config."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.device)
+
+    def save(self, folder: str | Path) -> None:
+        """Model and tokenizer in Hugging Face format."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def tokenize_with_offsets(self, prompt: Prompt) -> tuple[list[int], list[int]]:
+        """(ids of header + state, end character of each). prompt.token_ids are used as they are."""
+        if prompt.token_ids is not None:
+            ids = list(prompt.token_ids)
+            return ids, self.codec.ends(ids, literal=True)
+        ids, ends = self.codec.encode(prompt.text, special=not (self.format.chat and prompt.header))
+        if not ids:
+            start = self.tokenizer.bos_token_id
+            start = self.tokenizer.eos_token_id if start is None else start
+            if start is None:
+                raise RestrlError(
+                    f"{prompt.key}: the prompt is empty and the tokenizer has no token to start with"
+                )
+            return [int(start)], [0]
+        return ids, ends
+
+    def complete(
+        self,
+        requests: Sequence[Prompt],
+        n: int,
+        sampling: Sampling,
+        token_scorer: TokenScorer | None = None,
+    ) -> list[list[Completion]]:
+        """`n` completions of each request, in order; see Policy. All requests share full batches.
+
+        With a token scorer (`hidden [R, H]`, `ids [R]`, `log_probs [R]` -> `[R]`) completions carry their `scores` and
+        `prefix_score`. Raises RestrlError for a prompt that leaves no room in the context and for bad sampling values.
+        """
+        _check_sampling(sampling, n)
+        copies = 1 if sampling.temperature == 0 else n
+        whole = [self._request(prompt, sampling, copies) for prompt in requests]
+        parts = [split(request, self.max_rows) for request in whole]
+        queue = sorted((part for group in parts for part in group), key=lambda r: -len(r.ids))
+        with self._evaluating():
+            batch = Batch(
+                self._engine(),
+                self.codec,
+                sampling,
+                ends=self.end_ids,
+                max_rows=self.max_rows,
+                device=self.device,
+                scorer=token_scorer,
+            )
+            batch.run(queue)
+        out = [[c for part in group for c in part.done if c is not None] for group in parts]
+        return [[group[0]] * n if copies < n else group for group in out]
+
+    def _engine(self) -> Engine:
+        return ModuleEngine(self.model)
+
+    def _request(self, prompt: Prompt, sampling: Sampling, copies: int) -> Request:
+        ids, ends = self.tokenize_with_offsets(prompt)
+        limit = sampling.max_new_tokens
+        if self.context is not None:
+            limit = min(limit, self.context - len(ids))
+        if limit < 1:
+            raise RestrlError(
+                f"{prompt.key}: the prompt has {len(ids)} tokens and the model's context {self.context}, which leaves "
+                "no room for a completion; shorten the prompt or take a model with a longer context"
+            )
+        return Request(prompt, ids, max(1, _program_start(ends, prompt.answer_from)), limit, 0, copies)
+
+    @torch.no_grad()
+    def trace(self, items: Sequence[tuple[Prompt, str | Sequence[int]]]) -> list[Trace]:
+        """Teacher-forced states and log-probs of completions, given as texts or as sampled ids; batched, in order.
+
+        A text is tokenised together with its prompt, unless the prompt brings its ids. Raises RestrlError for one
+        longer than the context.
+        """
+        encoded = [self._encode(prompt, completion) for prompt, completion in items]
+        order = sorted(range(len(items)), key=lambda i: -len(encoded[i][0]))
+        out: list[Trace | None] = [None] * len(items)
+        with self._evaluating():
+            while order:
+                width = len(encoded[order[0]][0])
+                count = max(1, min(self.max_rows, _TRACE_TOKENS // max(1, width)))
+                group, order = order[:count], order[count:]
+                hidden, logs = self._teacher_forced([encoded[i][0] for i in group])
+                for row, i in enumerate(group):
+                    ids, ends, answer = encoded[i]
+                    size = len(ids)
+                    out[i] = Trace(
+                        ids=torch.tensor(ids),
+                        hidden=torch.cat((torch.zeros_like(hidden[row, :1]), hidden[row, : size - 1])),
+                        last=hidden[row, size - 1],
+                        log_probs=torch.cat((logs.new_zeros(1), logs[row, : size - 1])),
+                        ends=torch.tensor(ends),
+                        program=_program_start(ends, items[i][0].answer_from),
+                        answer=answer,
+                    )
+        return [trace for trace in out if trace is not None]
+
+    def _encode(self, prompt: Prompt, completion: str | Sequence[int]) -> tuple[list[int], list[int], int]:
+        """(ids, end characters, first token of the completion) of a prompt with its completion."""
+        at = len(prompt.text)
+        if isinstance(completion, str) and prompt.token_ids is None:
+            whole = dataclasses.replace(prompt, state=prompt.state + completion)
+            ids, ends = self.tokenize_with_offsets(whole)
+            answer = _program_start(ends, at)
+        else:
+            ids, ends = self.tokenize_with_offsets(prompt)
+            answer = len(ids)
+            if isinstance(completion, str):
+                more, more_ends = self.codec.encode(completion, special=False)
+            else:
+                more = [int(i) for i in completion]
+                more_ends = self.codec.ends(more, ids)
+            ids, ends = ids + more, ends + [at + end for end in more_ends]
+        if self.context is not None and len(ids) > self.context:
+            raise RestrlError(
+                f"{prompt.key}: prompt and completion have {len(ids)} tokens, more than the model's context of "
+                f"{self.context}; shorten them or take a model with a longer context"
+            )
+        return ids, ends, answer
+
+    def _teacher_forced(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """States after each token `[B, T, H]` and float32 log-probs of the next one `[B, T - 1]`; padded right."""
+        width = max(len(row) for row in rows)
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = 1
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        hidden, logits = forward_with_states(
+            self.model, {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        )
+        logs = [
+            torch.log_softmax(logits[i, :-1].float(), -1).gather(-1, ids[i, 1:, None])[:, 0]
+            for i in range(len(rows))
+        ]
+        return hidden, torch.stack(logs)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """No gradients and no dropout; the model's mode is put back afterwards."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train(training)
+
+
+def _program_start(ends: Sequence[int], character: int) -> int:
+    """The first token that ends behind `character`; len(ends) if none does."""
+    return next((t for t, end in enumerate(ends) if end > character), len(ends))
+
+
+def _check_sampling(sampling: Sampling, n: int) -> None:
+    if n < 1:
+        raise RestrlError(f"the number of samples must be at least 1, not {n}")
+    if sampling.temperature < 0:
+        raise RestrlError(f"sampling.temperature must be >= 0 (0 is greedy), not {sampling.temperature}")
+    if not 0 < sampling.top_p <= 1:
+        raise RestrlError(f"sampling.top_p must be in (0, 1] (1 is off), not {sampling.top_p}")
+    if sampling.top_k < 0:
+        raise RestrlError(f"sampling.top_k must be >= 0 (0 is off), not {sampling.top_k}")
+    if sampling.max_new_tokens < 1:
+        raise RestrlError(f"sampling.max_new_tokens must be at least 1, not {sampling.max_new_tokens}")
+    if "" in sampling.stop:
+        raise RestrlError("sampling.stop holds an empty string; leave it out")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RestrlError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RestrlError(f"device {name!r} was asked for and torch sees no GPU here; use cpu or auto")
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> Any:
+    if name == "auto":
+        return "auto" if device.type == "cuda" else torch.float32
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise RestrlError(f"unknown dtype {name!r}; use auto, {', '.join(known)}")
+    return known[name]
+
+
+def _check_folder(name: str) -> None:
+    """One sentence for what a model folder lacks. A name without a folder that may be a hub id passes."""
+    folder = Path(name)
+    if not folder.is_dir():
+        if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            raise RestrlError(
+                f"the model folder {name!r} does not exist; give a Hugging Face folder or a hub id"
+            )
+        return
+    if not (folder / "config.json").is_file():
+        raise RestrlError(f"{name} has no config.json; a model folder is what save_pretrained writes")
+    if not any(folder.glob("*.safetensors")):
+        raise RestrlError(f"{name} has no *.safetensors weights; save the model again with save_pretrained")
+    if not any(
+        (folder / part).is_file() for part in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+    ):
+        raise RestrlError(f"{name} has no tokenizer; save the model's tokenizer there with save_pretrained")
