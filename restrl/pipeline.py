@@ -38,6 +38,7 @@ from restrl.seeds import derive
 
 if TYPE_CHECKING:
     from restrl.policy.local import LocalPolicy
+    from restrl.value import ValueModel
 
 STAGES = ("sample", "assemble", "train-policy", "collect", "train-value", "decode", "evaluate")
 PER_ITERATION = STAGES[:3]
@@ -150,10 +151,10 @@ class Run:
 
         out = self.folder / "decode" / "answers.jsonl"
         if not out.exists():
-            value = self.folder / "value" / "model" / "final"
+            policy = self.policy(iteration)
             decode_problems(
-                self.policy(iteration), self.test, self.config.decode, out, seed=seed,
-                value=value if value.exists() else None, verifier=self.verifier,
+                policy, policy.format, self.test, self.config.decode, out, seed=seed,
+                values=self._values(policy), verifier=self.verifier,
             )  # fmt: skip
 
     def _evaluate(self, iteration: int, seed: int) -> None:
@@ -189,6 +190,14 @@ class Run:
             cfg = self.config.verifier
             self._verifier = Verifier(workers=cfg.workers, timeout=cfg.timeout, allow_unsafe=cfg.allow_unsafe)
         return self._verifier
+
+    def _values(self, policy: LocalPolicy) -> dict[str, ValueModel]:
+        from restrl.value import load_value
+
+        cfg, folder = self.config.value, self.folder / "value" / "model" / "final"
+        if not folder.exists():
+            return {}
+        return {cfg.head: load_value(folder, policy=policy, max_length=cfg.max_length)}
 
     def policy(self, iteration: int) -> LocalPolicy:
         """The policy after `iteration` iterations; 0 is the one the run starts from."""

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from tqdm import tqdm
+
+Sink = Callable[[str, int, int, str], None]  # (name, done, total, note)
+
+_sink: Sink | None = None
+
+
+def report_to(sink: Sink | None) -> None:
+    """Send all progress of this process to `sink` instead of stderr (None: back to stderr)."""
+    global _sink
+    _sink = sink
 
 
 class Progress:
@@ -14,23 +25,34 @@ class Progress:
 
     def __init__(self, name: str, total: int, done: int = 0, every: float = 10.0) -> None:
         self.name, self.total, self.done = name, total, done
-        self._every, self._start, self._first, self._last = every, time.monotonic(), done, 0.0
-        self._bar = tqdm(total=total, initial=done, desc=name, leave=True) if sys.stderr.isatty() else None
+        self._every, self._first, self._last = every, done, 0.0
+        self._start = time.monotonic()
+        self._sink = _sink
+        shown = self._sink is None and sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=done, desc=name) if shown else None
+        if self._sink is not None:
+            self._sink(name, done, total, "")
 
     def update(self, n: int, note: str = "") -> None:
         """`n` more are done."""
         self.done += n
-        if self._bar is not None:
+        if self._sink is not None:
+            self._sink(self.name, self.done, self.total, note)
+        elif self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(n)
-            return
+        else:
+            self._line(note)
+
+    def _line(self, note: str) -> None:
         now = time.monotonic()
-        if now - self._last >= self._every or self.done >= self.total:
-            self._last = now
-            rate = (self.done - self._first) / max(now - self._start, 1e-9)
-            left = f"{clock((self.total - self.done) / rate)} left" if rate > 0 else "time left unknown"
-            line = f"{self.name}: {self.done}/{self.total}, {left}{', ' + note if note else ''}"
-            print(line, file=sys.stderr, flush=True)
+        if now - self._last < self._every and self.done < self.total:
+            return
+        self._last = now
+        rate = (self.done - self._first) / max(now - self._start, 1e-9)
+        left = f"{clock((self.total - self.done) / rate)} left" if rate > 0 else "time left unknown"
+        line = f"{self.name}: {self.done}/{self.total}, {left}{', ' + note if note else ''}"
+        print(line, file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:
         return self

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,54 +13,44 @@ from restrl.rows import Row, write_json, write_rows
 from restrl.sandbox import Verifier
 from restrl.stages.collect import known_reward
 
+COSTS = ("generated", "generated_tokens", "value_tokens", "verifier_seconds", "seconds")
+
 
 def evaluate(
-    answers: Sequence[Row], problems: Mapping[str, Problem], verifier: Verifier, out: Path, *, seed: int
+    decoded: Sequence[Row], problems: Mapping[str, Problem], verifier: Verifier, out: Path, *, seed: int
 ) -> list[Row]:
-    """Verify decoded answers; writes to the folder `out`
+    """Verify the rows of the stage decode; writes to the folder `out`
 
-    samples.jsonl   the answers of the first method in the form of EvalPlus and human-eval:
-                    {"task_id", "solution", "completion", "sample_id", "seed", "reward"}
-    <method>.samples.jsonl   the same for every other method
-    results.json    {"schema", "rows": [{"decoding", "budget", "accuracy", "stderr", "reward", "problems",
-                    "generated", "generated_tokens", "value_tokens", "verifier_seconds", "seconds"}],
-                    "eval": {task_id: [{"task_id", "decoding", "budget", "solution", "status", "reward"}]}}
+    results.json    {"schema", "rows": [...]} with one row per method, value head and budget: {"decoding",
+                    "value_head", "budget", "accuracy", "stderr", "reward", "problems", "right": [share of
+                    right programs of each problem], and the sums of "generated", "generated_tokens",
+                    "value_tokens", "verifier_seconds", "seconds"}
+    <method>[-<head>].samples.jsonl   the answers at the largest budget, in the form that EvalPlus and
+                    human-eval read: {"task_id", "solution", "completion", "sample_id", "seed", "reward"}
+    samples.jsonl   the same for the last method of the run
 
-    accuracy is the share of problems solved (all tests passed) by the method's answer, or, where a row has
-    several programs ("sample"), the mean over problems of the share of them that is right; stderr is the
-    standard error of that mean over problems. Returns the rows.
+    accuracy is the mean over problems of the share of a problem's programs that pass all tests (a method
+    answers with one program, "sample" with several), stderr its standard error over problems. Returns rows.
     """
-    verdicts = iter(
-        verifier.verify([(problems[row["task_id"]], text) for row in answers for text in row["programs"]])
-    )
-    groups: dict[tuple[str, int], list[Row]] = {}
-    details: dict[str, list[Row]] = {}
-    for row in answers:
-        own = [next(verdicts) for _ in row["programs"]]
-        rewards = [known_reward(verdict, row["task_id"]) for verdict in own]
+    pairs = [(row["task_id"], a) for row in decoded for a in row["answers"]]
+    verdicts = iter(verifier.verify([(problems[i], text) for i, a in pairs for text in a["programs"]]))
+    groups: dict[tuple[str, str | None, int], list[Row]] = {}
+    for task_id, answer in pairs:
+        own = [next(verdicts) for _ in answer["programs"]]
         scored = {
-            **row,
-            "right": float(np.mean([v.passed for v in own])),
-            "reward": float(np.mean(rewards)),
+            **answer,
+            "task_id": task_id,
+            "rewards": [known_reward(verdict, task_id) for verdict in own],
+            "right": float(np.mean([verdict.passed for verdict in own])),
         }
-        groups.setdefault((row["decoding"], row["budget"]), []).append(scored)
-        details.setdefault(row["task_id"], []).extend(
-            {
-                "task_id": row["task_id"],
-                "decoding": row["decoding"],
-                "budget": row["budget"],
-                "solution": program,
-                "status": verdict.status,
-                "reward": verdict.reward,
-            }
-            for program, verdict in zip(row["programs"], own, strict=True)
-        )
-    rows = [_summary(decoding, budget, members) for (decoding, budget), members in groups.items()]
-    largest = {decoding: max(b for d, b in groups if d == decoding) for decoding, _ in groups}
-    for number, (decoding, budget) in enumerate(largest.items()):
-        name = "samples.jsonl" if number == 0 else f"{decoding}.samples.jsonl"
-        write_rows(out / name, _samples(groups[decoding, budget], problems, seed))
-    write_json(out / "results.json", {"schema": SCHEMA_VERSION, "rows": rows, "eval": details})
+        groups.setdefault((answer["decoding"], answer["value_head"], answer["budget"]), []).append(scored)
+    rows = [_summary(*key, members) for key, members in groups.items()]
+    full = {(decoding, head): members for (decoding, head, _), members in groups.items()}
+    for (decoding, head), members in full.items():  # the last budget of a method is its largest
+        samples = _samples(members, problems, seed)
+        write_rows(out / f"{decoding}{f'-{head}' if head else ''}.samples.jsonl", samples)
+    write_rows(out / "samples.jsonl", samples)
+    write_json(out / "results.json", {"schema": SCHEMA_VERSION, "rows": rows})
     return rows
 
 
@@ -71,20 +60,18 @@ def mean_and_stderr(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), spread
 
 
-def _summary(decoding: str, budget: int, members: Sequence[Row]) -> Row:
+def _summary(decoding: str, head: str | None, budget: int, members: Sequence[Row]) -> Row:
     accuracy, stderr = mean_and_stderr([m["right"] for m in members])
-    totals: dict[str, Any] = {
-        key: sum(m[key] for m in members)
-        for key in ("generated", "generated_tokens", "value_tokens", "verifier_seconds", "seconds")
-    }
     return {
         "decoding": decoding,
+        "value_head": head,
         "budget": budget,
         "accuracy": accuracy,
         "stderr": stderr,
-        "reward": float(np.mean([m["reward"] for m in members])),
+        "reward": float(np.mean([r for m in members for r in m["rewards"]])),
         "problems": len(members),
-        **totals,
+        **{key: sum(m[key] for m in members) for key in COSTS},
+        "right": [m["right"] for m in members],
     }
 
 
@@ -96,6 +83,7 @@ def _samples(members: Sequence[Row], problems: Mapping[str, Problem], seed: int)
             "completion": program[len(problems[m["task_id"]].prefix) :],
             "sample_id": i,
             "seed": seed,
+            "reward": m["rewards"][i],
         }
         for m in members
         for i, program in enumerate(m["programs"])
