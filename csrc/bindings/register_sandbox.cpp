@@ -1,7 +1,143 @@
+// restrl._core: the sandbox. Used by the judge and the zygote, which load this module without the rest of
+// restrl.
+#include <Python.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "codec.h"
 #include "register.h"
+#include "sandbox/channel.h"
+#include "sandbox/confine.h"
+#include "sandbox/zygote.h"
+
+namespace py = pybind11;
+namespace sb = restrl::sandbox;
 
 namespace restrl {
+namespace {
 
-void register_sandbox(pybind11::module_&) {}
+sb::Params params_from(const py::dict& d) {
+  sb::Params p;
+  p.namespaces = d["namespaces"].cast<bool>();
+  p.landlock = d["landlock"].cast<bool>();
+  p.seccomp = d["seccomp"].cast<bool>();
+  p.drop_user = d["drop_user"].cast<bool>();
+  for (py::handle path : d["readable"]) p.readable.push_back(path.cast<std::string>());
+  p.memory_bytes = d["memory_bytes"].cast<std::uint64_t>();
+  p.cpu_seconds = d["cpu_seconds"].cast<std::uint64_t>();
+  p.scratch_bytes = d["scratch_bytes"].cast<std::uint64_t>();
+  return p;
+}
+
+// Runs the zygote's loop. Returns only in a candidate: confined, its channel on descriptor 3.
+// The interpreter must be single-threaded.
+int serve(int control, const py::dict& settings) {
+  const sb::Params params = params_from(settings);
+  std::unique_ptr<sb::Zygote> zygote;
+  try {
+    zygote = std::make_unique<sb::Zygote>(control, params);
+  } catch (const sb::SandboxError& error) {
+    const std::string text = std::string("E") + error.what();
+    if (send(control, text.data(), text.size(), MSG_NOSIGNAL) < 0) _exit(1);
+    _exit(1);
+  }
+  if (send(control, "R", 1, MSG_NOSIGNAL) != 1) _exit(0);
+  sb::Request request;
+  while (zygote->receive(request)) {
+    zygote->before_fork();
+    PyOS_BeforeFork();
+    const pid_t pid = fork();
+    if (pid == 0) {
+      PyOS_AfterFork_Child();
+      try {
+        zygote->in_child(request);
+      } catch (const sb::SandboxError& error) {
+        sb::send_message(request.channel, error.what(), std::char_traits<char>::length(error.what()), 1000);
+        _exit(sb::kSetUpFailed);
+      }
+      return sb::kChannel;
+    }
+    PyOS_AfterFork_Parent();
+    if (pid < 0) throw sb::SandboxError("fork");
+    zygote->in_parent(pid, request);
+  }
+  _exit(0);
+}
+
+py::object receive(int fd, double timeout, std::uint64_t max_bytes, int keeper) {
+  std::string out;
+  sb::Received got;
+  {
+    py::gil_scoped_release release;
+    got = sb::receive_message(fd, out, timeout < 0 ? -1 : static_cast<std::int64_t>(timeout * 1000),
+                              max_bytes, keeper);
+  }
+  switch (got) {
+    case sb::Received::message:
+      return py::bytes(out);
+    case sb::Received::closed:
+      return py::str("closed");
+    case sb::Received::timeout:
+      return py::str("timeout");
+    case sb::Received::too_long:
+      return py::str("too_long");
+    case sb::Received::orphaned:
+      return py::str("orphaned");
+  }
+  return py::none();
+}
+
+bool send_bytes(int fd, const py::bytes& data, double timeout) {
+  const char* text = PyBytes_AS_STRING(data.ptr());
+  const auto size = static_cast<std::size_t>(PyBytes_GET_SIZE(data.ptr()));
+  py::gil_scoped_release release;
+  return sb::send_message(fd, text, size, timeout < 0 ? -1 : static_cast<std::int64_t>(timeout * 1000));
+}
+
+}  // namespace
+
+void register_sandbox(py::module_& core) {
+  py::module_ m = core.def_submodule("sandbox", "Confinement of untrusted code and the messages around it.");
+  py::register_exception<sb::SandboxError>(m, "SandboxError", PyExc_OSError);
+  static py::exception<CodecError> unserialisable(m, "Unserialisable", PyExc_ValueError);
+  static py::exception<CodecTooLarge> too_large(m, "TooLarge", unserialisable);
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const CodecTooLarge& error) {
+      py::set_error(too_large, error.what());
+    } catch (const CodecError& error) {
+      py::set_error(unserialisable, error.what());
+    }
+  });
+
+  m.def(
+      "encode",
+      [](py::handle value, py::object hook, std::uint64_t max_bytes) {
+        return py::bytes(encode_plain(value, hook, max_bytes));
+      },
+      py::arg("value"), py::arg("hook") = py::none(), py::arg("max_bytes") = 1 << 30,
+      "Plain data as bytes. Raises Unserialisable, or TooLarge past `max_bytes`.");
+  m.def(
+      "decode",
+      [](const py::bytes& data, py::object hook) {
+        return decode_plain(PyBytes_AS_STRING(data.ptr()),
+                            static_cast<std::size_t>(PyBytes_GET_SIZE(data.ptr())), hook);
+      },
+      py::arg("data"), py::arg("hook") = py::none(),
+      "The data in `data`; safe on any bytes. Raises Unserialisable.");
+  m.def("receive", &receive, py::arg("fd"), py::arg("timeout") = -1.0, py::arg("max_bytes") = 1u << 30,
+        py::arg("keeper") = -1,
+        "One message as bytes, or why there is none: 'closed', 'timeout' (seconds), 'too_long', 'orphaned' "
+        "(the "
+        "process behind `keeper` hung up).");
+  m.def("send", &send_bytes, py::arg("fd"), py::arg("data"), py::arg("timeout") = -1.0,
+        "Write one message; False where the other side is gone or does not read in time.");
+  m.def("serve", &serve, py::arg("control"), py::arg("settings"),
+        "The zygote's loop; returns in each candidate, confined, with the number of its channel.");
+  m.def("landlock_version", &sb::landlock_version, "Version of Landlock in this kernel, 0 for none.");
+  m.def("own_address_space", &sb::own_address_space, "Bytes of address space this process has mapped.");
+  m.def("die_with_parent", &sb::die_with_parent, "End this process when the thread that started it ends.");
+}
 
 }  // namespace restrl

@@ -1,0 +1,100 @@
+#include "sandbox/channel.h"
+
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+
+namespace restrl::sandbox {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+class Deadline {
+ public:
+  explicit Deadline(std::int64_t ms)
+      : forever_(ms < 0), at_(Clock::now() + std::chrono::milliseconds(ms < 0 ? 0 : ms)) {}
+
+  // Milliseconds for poll: rounded up, so that a wait never ends before the deadline.
+  int left() const {
+    if (forever_) return -1;
+    const auto left = std::chrono::duration_cast<std::chrono::microseconds>(at_ - Clock::now()).count();
+    return left <= 0 ? 0 : static_cast<int>(std::min<std::int64_t>((left + 999) / 1000, 1 << 30));
+  }
+
+ private:
+  bool forever_;
+  Clock::time_point at_;
+};
+
+// Reads until `size` bytes are there.
+Received read_all(int fd, char* data, std::size_t size, const Deadline& deadline, int keeper) {
+  std::size_t have = 0;
+  while (have < size) {
+    const ssize_t n = recv(fd, data + have, size - have, MSG_DONTWAIT);
+    if (n > 0) {
+      have += static_cast<std::size_t>(n);
+      continue;
+    }
+    if (n == 0) return Received::closed;
+    if (errno == EINTR) continue;
+    if (errno != EAGAIN) return Received::closed;
+    const int left = deadline.left();
+    if (left == 0) return Received::timeout;
+    pollfd watch[2] = {{fd, POLLIN, 0}, {keeper, 0, 0}};
+    const int ready = poll(watch, keeper >= 0 ? 2 : 1, left);
+    if (ready > 0 && keeper >= 0 && (watch[1].revents & (POLLHUP | POLLERR)) != 0) return Received::orphaned;
+  }
+  return Received::message;
+}
+
+}  // namespace
+
+Received receive_message(int fd, std::string& out, std::int64_t timeout_ms, std::uint64_t max_bytes,
+                         int keeper) {
+  const Deadline deadline(timeout_ms);
+  std::uint32_t size = 0;
+  Received got = read_all(fd, reinterpret_cast<char*>(&size), sizeof size, deadline, keeper);
+  if (got != Received::message) return got;
+  if (size > max_bytes) return Received::too_long;
+  out.resize(size);
+  return read_all(fd, out.data(), size, deadline, keeper);
+}
+
+bool send_message(int fd, const char* data, std::size_t size, std::int64_t timeout_ms) {
+  const Deadline deadline(timeout_ms);
+  auto length = static_cast<std::uint32_t>(size);
+  std::size_t sent = 0;
+  const std::size_t total = size + sizeof length;
+  while (sent < total) {
+    iovec parts[2];
+    msghdr message{};
+    message.msg_iov = parts;
+    if (sent < sizeof length) {
+      parts[0] = {reinterpret_cast<char*>(&length) + sent, sizeof length - sent};
+      parts[1] = {const_cast<char*>(data), size};
+      message.msg_iovlen = 2;
+    } else {
+      parts[0] = {const_cast<char*>(data) + (sent - sizeof length), total - sent};
+      message.msg_iovlen = 1;
+    }
+    const ssize_t n = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n > 0) {
+      sent += static_cast<std::size_t>(n);
+      continue;
+    }
+    if (errno == EINTR) continue;
+    if (errno != EAGAIN) return false;
+    const int left = deadline.left();
+    if (left == 0) return false;
+    pollfd watch{fd, POLLOUT, 0};
+    poll(&watch, 1, left);
+  }
+  return true;
+}
+
+}  // namespace restrl::sandbox

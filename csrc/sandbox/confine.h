@@ -1,0 +1,68 @@
+// What confines a child before it runs untrusted code. Linux system calls only: no Python, no allocation
+// games.
+//
+// Two tiers. Tier 1: user, pid, mount, network and ipc namespaces (namespaces.cpp). Tier 2: Landlock
+// (landlock.cpp), seccomp (seccomp.cpp), resource limits and no_new_privs (confine.cpp). A *zygote* calls
+// `enter_namespaces` once and then, for each candidate, `before_fork`, fork and `confine_child` (zygote.cpp).
+// Everything here is meant for a single-threaded process.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace restrl::sandbox {
+
+// A set-up step that the kernel refused; `what()` names the step and the reason.
+class SandboxError : public std::runtime_error {
+ public:
+  explicit SandboxError(const std::string& step);                    // reason = errno
+  SandboxError(const std::string& step, const std::string& reason);  // reason given
+};
+
+struct Params {
+  bool namespaces = true;                  // tier 1
+  bool landlock = true;                    // tier 2: file system
+  bool seccomp = true;                     // tier 2: system calls
+  bool drop_user = false;                  // started as root: become `kNobody` first
+  std::vector<std::string> readable;       // absolute paths a candidate may read (directories or files)
+  std::uint64_t memory_bytes = 1 << 30;    // address space of a candidate, the interpreter's included
+  std::uint64_t cpu_seconds = 60;          // second line behind the wall limit
+  std::uint64_t scratch_bytes = 16 << 20;  // size of a candidate's own /tmp (tier 1 only), 0 = none
+  std::uint64_t open_files = 128;
+  std::uint64_t processes = 256;  // threads of one candidate (tier 1 only, where ids are its own)
+};
+
+inline constexpr unsigned kNobody = 65534;
+
+// Whether the kernel has Landlock, and its version (0: not at all).
+int landlock_version();
+
+// A ruleset that lets `readable` be read and executed and `writable` be changed; nothing else. Returns its
+// descriptor.
+int make_landlock_ruleset(const std::vector<std::string>& readable, const std::vector<std::string>& writable);
+void apply_landlock(int ruleset);
+
+// Only the system calls an ordinary single-process program needs; signals to itself only; no new processes.
+void apply_seccomp();
+
+// For a zygote started by root: give up root's user, groups and capabilities for `kNobody`'s.
+void become_nobody();
+
+// New user, mount, network, ipc, uts and pid namespaces, a root of read-only binds of `readable`.
+// Returns in the new pid namespace's init; the calling process stays behind as its keeper and never returns.
+// Gives the descriptor of the new pid namespace.
+int enter_namespaces(const Params& params);
+
+// Address space this process has mapped (bytes).
+std::uint64_t own_address_space();
+
+void set_limits(const Params& params);
+void drop_capabilities();
+void no_new_privileges();
+
+// Ends this process when its parent ends.
+void die_with_parent();
+
+}  // namespace restrl::sandbox

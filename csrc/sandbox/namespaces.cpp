@@ -1,0 +1,145 @@
+// Tier 1: a process tree, a file system and a network of its own, entered once by the zygote.
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/mount.h>
+#include <sched.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <climits>
+#include <csignal>
+#include <cstdlib>
+
+#include "sandbox/confine.h"
+
+namespace restrl::sandbox {
+namespace {
+
+constexpr unsigned kInside = 1000;  // the user and group a candidate sees itself as
+constexpr long kMountSetattr = 442;
+
+struct MountAttr {
+  std::uint64_t set, clear, propagation, userns;
+};
+constexpr std::uint64_t kReadOnly = 1, kNoSuid = 2, kNoDev = 4;
+
+void must(bool done, const std::string& step) {
+  if (!done) throw SandboxError(step);
+}
+
+void write_text(const char* path, const std::string& text) {
+  const int fd = open(path, O_WRONLY | O_CLOEXEC);
+  must(fd >= 0, path);
+  const bool done = write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size());
+  const int reason = errno;
+  close(fd);
+  errno = reason;
+  must(done, path);
+}
+
+void make_directories(const std::string& path) {
+  for (std::size_t at = path.find('/', 1);; at = path.find('/', at + 1)) {
+    const std::string part = path.substr(0, at);
+    if (mkdir(part.c_str(), 0755) != 0 && errno != EEXIST) throw SandboxError("mkdir " + part);
+    if (at == std::string::npos) return;
+  }
+}
+
+void set_attributes(const std::string& path, std::uint64_t attributes, bool recursive) {
+  const MountAttr attr{attributes, 0, 0, 0};
+  const unsigned flags = recursive ? 0x8000u : 0;  // AT_RECURSIVE
+  must(syscall(kMountSetattr, AT_FDCWD, path.c_str(), flags, &attr, sizeof attr) == 0,
+       "attributes of " + path);
+}
+
+// Binds `source` to the same place below `root`; a symbolic link's target appears under the link's own name.
+void bind(const std::string& source, const std::string& target, std::uint64_t attributes) {
+  struct stat info{};
+  if (stat(source.c_str(), &info) != 0) return;
+  if (S_ISDIR(info.st_mode)) {
+    make_directories(target);
+  } else {
+    make_directories(target.substr(0, target.rfind('/')));
+    const int fd = open(target.c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
+    must(fd >= 0, "create " + target);
+    close(fd);
+  }
+  must(mount(source.c_str(), target.c_str(), nullptr, MS_BIND | MS_REC, nullptr) == 0, "bind " + source);
+  set_attributes(target, attributes, true);
+}
+
+std::string real(const std::string& path) {
+  char buffer[PATH_MAX];
+  return realpath(path.c_str(), buffer) != nullptr ? std::string(buffer) : path;
+}
+
+void build_root(const std::vector<std::string>& readable) {
+  std::vector<std::string> sources;
+  sources.reserve(readable.size());
+  for (const std::string& path : readable) sources.push_back(real(path));  // before the root is another one
+
+  must(mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0, "private mounts");
+  // Two steps, because the new root is built from paths of the old one, /tmp included.
+  must(mount("restrl", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755") == 0, "mount tmpfs");
+  must(mkdir("/tmp/old", 0755) == 0 && mkdir("/tmp/new", 0755) == 0, "mkdir");
+  must(chdir("/tmp") == 0 && syscall(SYS_pivot_root, "/tmp", "/tmp/old") == 0 && chdir("/") == 0,
+       "pivot_root");
+  must(mount("restrl", "/new", "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755") == 0, "mount root");
+  for (std::size_t i = 0; i < readable.size(); ++i) {
+    bind("/old" + sources[i], "/new" + readable[i], kReadOnly | kNoSuid | kNoDev);
+  }
+  for (const char* device : {"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"}) {
+    bind(std::string("/old") + device, std::string("/new") + device, kNoSuid);
+  }
+  make_directories("/new/tmp");
+  must(chdir("/new") == 0 && syscall(SYS_pivot_root, ".", ".") == 0, "second pivot_root");
+  must(umount2(".", MNT_DETACH) == 0 && chdir("/") == 0, "leave the old root");
+  set_attributes("/", kReadOnly | kNoSuid | kNoDev, false);
+}
+
+[[noreturn]] void keep(pid_t init) {
+  // Holds nothing but the wait: the judge sees one child, and that child's end ends the namespace.
+  syscall(SYS_close_range, 0u, ~0u, 0u);
+  int status = 0;
+  while (waitpid(init, &status, 0) < 0 && errno == EINTR) {
+  }
+  _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
+}
+
+}  // namespace
+
+void become_nobody() {
+  must(setgroups(0, nullptr) == 0, "setgroups");
+  must(setresgid(kNobody, kNobody, kNobody) == 0, "setresgid");
+  must(setresuid(kNobody, kNobody, kNobody) == 0, "setresuid");
+  // A change of user makes /proc/self root's own; the id maps are written there. It also clears the death
+  // signal.
+  must(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) == 0, "dumpable");
+  die_with_parent();
+}
+
+int enter_namespaces(const Params& params) {
+  const unsigned uid = geteuid(), gid = getegid();
+  must(unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS) == 0,
+       "new namespaces");
+  const std::string inside = std::to_string(kInside) + " ";
+  write_text("/proc/self/setgroups", "deny");
+  write_text("/proc/self/uid_map", inside + std::to_string(uid) + " 1");
+  write_text("/proc/self/gid_map", inside + std::to_string(gid) + " 1");
+
+  const pid_t init = fork();
+  must(init >= 0, "fork of the namespace's init");
+  if (init > 0) keep(init);
+  die_with_parent();
+  const int own = open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC);
+  must(own >= 0, "open the pid namespace");
+  build_root(params.readable);
+  return own;
+}
+
+}  // namespace restrl::sandbox

@@ -1,0 +1,258 @@
+// The system calls a candidate may make. An allow list: what is not named fails with EPERM.
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/prctl.h>
+#include <linux/sched.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstddef>
+
+#include "sandbox/confine.h"
+
+namespace restrl::sandbox {
+namespace {
+
+#if defined(__x86_64__)
+constexpr unsigned kArch =
+    AUDIT_ARCH_X86_64;  // x32 calls carry a bit in their number and match nothing below
+#elif defined(__aarch64__)
+constexpr unsigned kArch = AUDIT_ARCH_AARCH64;
+#else
+#error "no system call list for this architecture"
+#endif
+
+constexpr int kAllowed[] = {
+    // memory and threads
+    SYS_mmap,
+    SYS_munmap,
+    SYS_mprotect,
+    SYS_mremap,
+    SYS_brk,
+    SYS_madvise,
+    SYS_futex,
+    SYS_set_robust_list,
+    SYS_get_robust_list,
+    SYS_set_tid_address,
+    SYS_rseq,
+    SYS_sched_yield,
+    SYS_sched_getaffinity,
+    SYS_membarrier,
+    SYS_exit,
+    SYS_exit_group,
+    SYS_restart_syscall,
+    SYS_mincore,
+    SYS_getcpu,
+    // files
+    SYS_read,
+    SYS_write,
+    SYS_readv,
+    SYS_writev,
+    SYS_pread64,
+    SYS_pwrite64,
+    SYS_preadv,
+    SYS_pwritev,
+    SYS_lseek,
+    SYS_openat,
+    SYS_close,
+    SYS_close_range,
+    SYS_fstat,
+    SYS_newfstatat,
+    SYS_statx,
+    SYS_faccessat,
+    SYS_faccessat2,
+    SYS_readlinkat,
+    SYS_getdents64,
+    SYS_getcwd,
+    SYS_chdir,
+    SYS_fchdir,
+    SYS_dup,
+    SYS_dup3,
+    SYS_fcntl,
+    SYS_flock,
+    SYS_fsync,
+    SYS_fdatasync,
+    SYS_ftruncate,
+    SYS_truncate,
+    SYS_fallocate,
+    SYS_mkdirat,
+    SYS_unlinkat,
+    SYS_renameat2,
+    SYS_linkat,
+    SYS_symlinkat,
+    SYS_fchmod,
+    SYS_fchmodat,
+    SYS_utimensat,
+    SYS_umask,
+    SYS_statfs,
+    SYS_fstatfs,
+    SYS_sendfile,
+    SYS_copy_file_range,
+    SYS_fadvise64,
+    // waiting and pipes
+    SYS_ppoll,
+    SYS_pselect6,
+    SYS_epoll_create1,
+    SYS_epoll_ctl,
+    SYS_epoll_pwait,
+    SYS_eventfd2,
+    SYS_pipe2,
+    SYS_timerfd_create,
+    SYS_timerfd_settime,
+    SYS_timerfd_gettime,
+    SYS_nanosleep,
+    SYS_clock_nanosleep,
+    SYS_sendto,
+    SYS_recvfrom,
+    SYS_sendmsg,
+    SYS_recvmsg,
+    SYS_shutdown,
+    SYS_getsockopt,
+    SYS_setsockopt,
+    SYS_getsockname,
+    SYS_getpeername,
+    SYS_wait4,
+    SYS_waitid,
+    // clocks, signals to oneself, who and where am I
+    SYS_clock_gettime,
+    SYS_clock_getres,
+    SYS_gettimeofday,
+    SYS_setitimer,
+    SYS_getitimer,
+    SYS_timer_create,
+    SYS_timer_settime,
+    SYS_timer_gettime,
+    SYS_timer_delete,
+    SYS_timer_getoverrun,
+    SYS_times,
+    SYS_rt_sigaction,
+    SYS_rt_sigprocmask,
+    SYS_rt_sigreturn,
+    SYS_rt_sigpending,
+    SYS_rt_sigsuspend,
+    SYS_rt_sigtimedwait,
+    SYS_sigaltstack,
+    SYS_getpid,
+    SYS_getppid,
+    SYS_gettid,
+    SYS_getuid,
+    SYS_geteuid,
+    SYS_getgid,
+    SYS_getegid,
+    SYS_getgroups,
+    SYS_getresuid,
+    SYS_getresgid,
+    SYS_getpgid,
+    SYS_getsid,
+    SYS_getrlimit,
+    SYS_getrusage,
+    SYS_getpriority,
+    SYS_uname,
+    SYS_sysinfo,
+    SYS_getrandom,
+    SYS_capget,
+#if defined(__x86_64__)
+    SYS_open,
+    SYS_stat,
+    SYS_lstat,
+    SYS_access,
+    SYS_readlink,
+    SYS_getdents,
+    SYS_dup2,
+    SYS_mkdir,
+    SYS_rmdir,
+    SYS_unlink,
+    SYS_rename,
+    SYS_renameat,
+    SYS_link,
+    SYS_symlink,
+    SYS_chmod,
+    SYS_utime,
+    SYS_utimes,
+    SYS_poll,
+    SYS_select,
+    SYS_epoll_create,
+    SYS_epoll_wait,
+    SYS_eventfd,
+    SYS_pipe,
+    SYS_pause,
+    SYS_alarm,
+    SYS_time,
+    SYS_getpgrp,
+    SYS_arch_prctl,
+#endif
+};
+
+constexpr unsigned kDeny = SECCOMP_RET_ERRNO | EPERM;
+constexpr unsigned kNrOffset = offsetof(seccomp_data, nr), kArchOffset = offsetof(seccomp_data, arch);
+
+constexpr unsigned arg_low(int i) { return offsetof(seccomp_data, args) + 8 * static_cast<unsigned>(i); }
+
+class Filter {
+ public:
+  Filter() {
+    load(kArchOffset);
+    code_.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, kArch, 1, 0));
+    ret(SECCOMP_RET_KILL_PROCESS);
+    load(kNrOffset);
+  }
+
+  void allow(int nr) { give(nr, SECCOMP_RET_ALLOW); }
+
+  void give(int nr, unsigned action) {
+    code_.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<unsigned>(nr), 0, 1));
+    ret(action);
+  }
+
+  // Allow `nr` only where (argument & mask) equals one of `values`.
+  void allow_if(int nr, int argument, unsigned mask, const std::vector<unsigned>& values) {
+    // the call's block: load, mask, one compare and return per value, and the refusal
+    const auto block = static_cast<unsigned char>(3 + 2 * values.size());
+    code_.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<unsigned>(nr), 0, block));
+    load(arg_low(argument));
+    code_.push_back(BPF_STMT(BPF_ALU | BPF_AND | BPF_K, mask));
+    for (unsigned value : values) {
+      code_.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, value, 0, 1));
+      ret(SECCOMP_RET_ALLOW);
+    }
+    ret(kDeny);
+  }
+
+  void install() {
+    ret(kDeny);
+    sock_fprog program{static_cast<unsigned short>(code_.size()), code_.data()};
+    if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) != 0) throw SandboxError("seccomp");
+  }
+
+ private:
+  void load(unsigned offset) { code_.push_back(BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offset)); }
+  void ret(unsigned action) { code_.push_back(BPF_STMT(BPF_RET | BPF_K, action)); }
+
+  std::vector<sock_filter> code_;
+};
+
+}  // namespace
+
+void apply_seccomp() {
+  constexpr unsigned kWhole = 0xffffffffu;
+  const auto self = static_cast<unsigned>(getpid());
+  Filter filter;
+  for (int nr : kAllowed) filter.allow(nr);
+  filter.give(SYS_clone3, SECCOMP_RET_ERRNO | ENOSYS);  // its flags lie in memory; glibc falls back to clone
+  filter.allow_if(SYS_clone, 0, CLONE_THREAD, {CLONE_THREAD});
+  filter.allow_if(SYS_kill, 0, kWhole, {self});
+  filter.allow_if(SYS_tgkill, 0, kWhole, {self});
+  filter.allow_if(SYS_prctl, 0, kWhole, {PR_SET_NAME, PR_GET_NAME, PR_GET_DUMPABLE, PR_SET_VMA});
+  filter.allow_if(SYS_prlimit64, 0, kWhole, {0, self});
+  // A datagram socket could be sent to any path; a connected stream cannot.
+  filter.allow_if(SYS_socketpair, 1, 0xf, {SOCK_STREAM});
+  filter.allow_if(SYS_ioctl, 1, kWhole,
+                  {0x5401u, 0x5413u, 0x541bu, 0x5421u, 0x5450u, 0x5451u});  // isatty, size, flags
+  filter.install();
+}
+
+}  // namespace restrl::sandbox

@@ -1,0 +1,132 @@
+#include "sandbox/zygote.h"
+
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+namespace restrl::sandbox {
+namespace {
+
+constexpr int kMaxDescriptors = 3;
+
+void close_if_open(int fd) {
+  if (fd >= 0) close(fd);
+}
+
+void send_to_judge(int socket, char kind, const void* data, std::size_t size, int fd) {
+  iovec parts[2] = {{&kind, 1}, {const_cast<void*>(data), size}};
+  msghdr message{};
+  message.msg_iov = parts;
+  message.msg_iovlen = size > 0 ? 2 : 1;
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  if (fd >= 0) {
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    cmsghdr* header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    std::memcpy(CMSG_DATA(header), &fd, sizeof(int));
+  }
+  if (sendmsg(socket, &message, MSG_NOSIGNAL) < 0) _exit(0);  // the judge is gone
+}
+
+}  // namespace
+
+Zygote::Zygote(int control, const Params& params) : control_(control), params_(params) {
+  if (params_.drop_user) become_nobody();
+  if (params_.namespaces) own_pid_namespace_ = enter_namespaces(params_);
+  if (params_.landlock) {
+    std::vector<std::string> writable;
+    if (params_.namespaces && params_.scratch_bytes > 0) writable.emplace_back("/tmp");
+    std::vector<std::string> readable = params_.readable;
+    for (const char* device : {"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"}) {
+      readable.emplace_back(device);
+    }
+    writable.emplace_back("/dev/null");
+    ruleset_ = make_landlock_ruleset(readable, writable);
+  }
+}
+
+bool Zygote::receive(Request& request) const {
+  char kind = 0;
+  iovec part{&kind, 1};
+  alignas(cmsghdr) char control[CMSG_SPACE(kMaxDescriptors * sizeof(int))];
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  ssize_t got = 0;
+  do {
+    got = recvmsg(control_, &message, MSG_CMSG_CLOEXEC);
+  } while (got < 0 && errno == EINTR);
+  if (got <= 0) return false;
+  const cmsghdr* header = CMSG_FIRSTHDR(&message);
+  if (header == nullptr || header->cmsg_type != SCM_RIGHTS) return false;
+  int fds[kMaxDescriptors] = {-1, -1, -1};
+  const std::size_t bytes = header->cmsg_len - CMSG_LEN(0);
+  std::memcpy(fds, CMSG_DATA(header), bytes < sizeof fds ? bytes : sizeof fds);
+  request = Request{fds[0], fds[1], fds[2]};
+  return true;
+}
+
+void Zygote::before_fork() const {
+  if (own_pid_namespace_ < 0) return;
+  // A second unshare is refused until the namespace for children is the own one again.
+  if (setns(own_pid_namespace_, CLONE_NEWPID) != 0) throw SandboxError("return to the own pid namespace");
+  if (unshare(CLONE_NEWPID) != 0) throw SandboxError("new pid namespace");
+}
+
+void Zygote::in_child(const Request& request) const {
+  setsid();
+  if (params_.namespaces && params_.scratch_bytes > 0) {
+    if (unshare(CLONE_NEWNS) != 0) throw SandboxError("new mount namespace");
+    const std::string options = "mode=777,nr_inodes=4096,size=" + std::to_string(params_.scratch_bytes);
+    if (mount("scratch", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, options.c_str()) != 0)
+      throw SandboxError("scratch");
+    if (chdir("/tmp") != 0) throw SandboxError("chdir to the scratch place");
+  }
+  if (request.input >= 0 && dup2(request.input, 0) < 0) throw SandboxError("stdin");
+  if (request.output >= 0 && dup2(request.output, 1) < 0) throw SandboxError("stdout");
+  int ruleset = ruleset_;
+  if (ruleset == kChannel) ruleset = dup(ruleset);
+  if (dup2(request.channel, kChannel) < 0) throw SandboxError("channel");
+  set_limits(params_);
+  drop_capabilities();
+  no_new_privileges();
+  if (ruleset >= 0) apply_landlock(ruleset);
+  if (syscall(SYS_close_range, static_cast<unsigned>(kChannel) + 1, ~0u, 0u) != 0)
+    throw SandboxError("close_range");
+  if (params_.seccomp) apply_seccomp();
+}
+
+void Zygote::in_parent(pid_t candidate, const Request& request) const {
+  const int pidfd = static_cast<int>(syscall(SYS_pidfd_open, candidate, 0));
+  close_if_open(request.channel);
+  close_if_open(request.input);
+  close_if_open(request.output);
+  send_to_judge(control_, 'F', nullptr, 0, pidfd);
+  close_if_open(pidfd);
+  int status = 0;
+  rusage usage{};
+  while (wait4(candidate, &status, 0, &usage) < 0) {
+    if (errno != EINTR) throw SandboxError("wait for a candidate");
+  }
+  Ended ended;
+  ended.code = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+  ended.max_rss = static_cast<std::int32_t>(usage.ru_maxrss);
+  ended.cpu_us = (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000000LL + usage.ru_utime.tv_usec +
+                 usage.ru_stime.tv_usec;
+  send_to_judge(control_, 'X', &ended, sizeof ended, -1);
+}
+
+}  // namespace restrl::sandbox

@@ -1,0 +1,21 @@
+"""The verifier: runs programs a model wrote against a problem's tests, in sandboxes.
+
+Lazy on purpose: judges import this package too, and need none of what the caller's side needs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from restrl.sandbox.verifier import Verdict, Verifier
+
+__all__ = ["Verdict", "Verifier"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from restrl.sandbox import verifier
+
+        return vars(verifier)[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

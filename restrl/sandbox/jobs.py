@@ -1,0 +1,136 @@
+"""From a problem to what a judge needs of it: plain data, split into what the judge holds and what a candidate may see."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from typing import Any
+
+from restrl.errors import RestrlError
+from restrl.records import Asserts, Calls, Check, Problem, Stdio
+
+
+def judge_tests(problem: Problem) -> dict[str, Any]:
+    """The tests of `problem` as plain data for `restrl.sandbox.judge`.
+
+    Raises RestrlError for a problem without tests or with tests that are no Python.
+    """
+    tests = problem.tests
+    if isinstance(tests, Calls):
+        if len(tests.args) != len(tests.expected):
+            raise RestrlError(
+                f"{problem.task_id}: {len(tests.args)} calls but {len(tests.expected)} expected values"
+            )
+        data: dict[str, Any] = {
+            "kind": "calls",
+            "fn_name": tests.fn_name,
+            "inputs": tests.args,
+            "expected": tests.expected,
+            "wrapped": tests.wrapped,
+        }
+    elif isinstance(tests, Stdio):
+        if len(tests.inputs) != len(tests.outputs):
+            raise RestrlError(
+                f"{problem.task_id}: {len(tests.inputs)} inputs but {len(tests.outputs)} outputs"
+            )
+        data = {
+            "kind": "stdio",
+            "inputs": tests.inputs,
+            "outputs": tests.outputs,
+            "tolerant": problem.source == "apps",
+        }
+    elif isinstance(tests, Check):
+        data = {
+            "kind": "check",
+            "prefix": _trusted_prefix(problem.prefix),
+            "code": tests.code,
+            "entry_point": tests.entry_point,
+        }
+        _parse(tests.code, problem, "test code")
+    else:
+        data = _asserts(problem, tests)
+    if data["kind"] != "check" and not data.get("inputs", data.get("asserts")):
+        raise RestrlError(f"{problem.task_id}: a problem without tests cannot be verified")
+    return data
+
+
+def _parse(source: str, problem: Problem, what: str) -> ast.Module:
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError) as error:
+        raise RestrlError(f"{problem.task_id}: the {what} is no Python: {error}") from None
+
+
+def _trusted_prefix(prefix: str) -> list[str]:
+    """The prefix as a module, if it is one (HumanEval's prompts end in a docstring; a bare signature gets a body)."""
+    for source in (prefix, prefix.rstrip() + "\n    pass\n"):
+        try:
+            ast.parse(source)
+        except (SyntaxError, ValueError):
+            continue
+        return [source] if source.strip() else []
+    return []
+
+
+def _bound_names(tree: ast.Module) -> set[str]:
+    """Names that the module's top level defines or assigns."""
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        else:
+            names.update(
+                n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+            )
+    return names
+
+
+def _imported_names(tree: ast.Module) -> set[str]:
+    imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+    return {(a.asname or a.name).split(".")[0] for n in imports for a in n.names}
+
+
+def _loaded_names(tree: ast.Module) -> set[str]:
+    return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+
+
+def _asserts(problem: Problem, tests: Asserts) -> dict[str, Any]:
+    """MBPP: which names of the asserts live in the candidate, and where the set-up code runs.
+
+    Set-up that uses names of the program (MBPP 367 and 927 build trees of its class) runs in the candidate after the
+    program; the judge then passes its variables by name. Other set-up runs on both sides before anything else.
+    """
+    trees = [_parse(source, problem, "assert") for source in tests.asserts]
+    setup = _parse(tests.setup, problem, "set-up code")
+    used = set().union(*map(_loaded_names, trees)) - set().union(*map(_bound_names, trees))
+    known = set(vars(builtins))
+    of_setup = _bound_names(setup) | _imported_names(setup)
+    remote_setup = bool(_loaded_names(setup) - of_setup - known)
+    imports = ""
+    if problem.reference is not None:
+        reference = _parse(problem.reference, problem, "reference solution")
+        program = _bound_names(reference) & used
+        missing = used - program - of_setup - known
+        kept = [
+            n
+            for n in reference.body
+            if isinstance(n, ast.Import | ast.ImportFrom)
+            and any((a.asname or a.name).split(".")[0] in missing or a.name == "*" for a in n.names)
+        ]
+        imports = "".join(ast.unparse(n) + "\n" for n in kept)
+        of_imports = set().union(*(_imported_names(ast.Module([n], [])) for n in kept))
+        names = program | (missing - of_imports)
+    else:
+        names = used - of_setup - known
+    if problem.entry_point:
+        names.add(problem.entry_point)
+    if remote_setup:
+        names |= of_setup & used
+    return {
+        "kind": "asserts",
+        "asserts": tests.asserts,
+        "names": sorted(names),
+        "setup": imports + ("" if remote_setup else tests.setup),
+        "before": "" if remote_setup else tests.setup,
+        "after": tests.setup if remote_setup else "",
+    }
