@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from restrl.errors import RestrlError
 from restrl.reference import TokenLogProbs, log_probs_from_hidden
@@ -26,9 +27,13 @@ class Row:
 
 
 def micro_batches(rows: Sequence[Row], chosen: Sequence[int], size: int) -> list[list[int]]:
-    """Split the row numbers `chosen` into batches of at most `size`, rows of like length together."""
-    by_length = sorted(chosen, key=lambda i: (len(rows[i]), i))
-    return [by_length[start : start + size] for start in range(0, len(by_length), size)]
+    """Split the row numbers `chosen` into batches of at most `size`: first by prompt, then by length."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i in sorted(chosen, key=lambda i: (len(rows[i]), i)):
+        groups.setdefault(tuple(rows[i].prompt), []).append(i)
+    by_longest = sorted(groups.values(), key=lambda group: len(rows[group[-1]]))
+    order = [i for group in by_longest for i in group]
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def completion_mask(rows: Sequence[Row], device: torch.device) -> Tensor:
@@ -39,45 +44,104 @@ def completion_mask(rows: Sequence[Row], device: torch.device) -> Tensor:
 
 
 def completion_log_probs(
-    model: PreTrainedModel, rows: Sequence[Row], temperature: float = 1.0, pad_token_id: int = 0
+    model: PreTrainedModel, rows: Sequence[Row], temperature: float = 1.0, *, share_prompts: bool = True
 ) -> TokenLogProbs:
     """Log-probs and entropies of every completion token under softmax(logits / temperature).
 
     Rows are padded on the right, positions count from 0, and logits are computed at completion tokens alone.
+    Rows with equal prompts (a group) share one forward pass over the prompt where the architecture allows it.
     Returns `[B, T]` float32 log-probs (differentiable) and entropies (not), 0 past a completion's end.
     """
     device = model.device
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), pad_token_id)
-    lengths = torch.tensor([len(row) for row in rows])
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor([*row.prompt, *row.completion])
-    seen = (torch.arange(width) < lengths[:, None]).long()
-    hidden = model.base_model(
-        input_ids=ids.to(device),
-        attention_mask=seen.to(device),
-        position_ids=torch.arange(width, device=device).expand(len(rows), width),
-        use_cache=False,
-    ).last_hidden_state  # [B, L, H]
     mask = completion_mask(rows, torch.device("cpu")).bool()
-    row_index, token_index = mask.nonzero(as_tuple=True)
-    starts = torch.tensor([len(row.prompt) for row in rows])
-    position = starts[row_index] + token_index
-    targets = ids[row_index, position].to(device)
-    picked = hidden[row_index.to(device), position.to(device) - 1]  # [N, H]: the state before each token
+    row, token = mask.nonzero(as_tuple=True)
+    completions, _ = _pad([r.completion for r in rows])
+    prompts = list(dict.fromkeys(tuple(r.prompt) for r in rows))
+    if share_prompts and len(prompts) < len(rows) and caches_plainly(model):
+        states = _states_sharing_prompts(model, rows, prompts)
+    else:
+        states = _states(model, rows)
     head = output_head(model)
     flat = log_probs_from_hidden(
-        picked,
+        states[row.to(device), token.to(device)],
         head.weight,
-        targets,
+        completions[row, token].to(device),
         bias=head.bias,
         temperature=temperature * head.divisor,
         softcap=head.softcap,
     )
-    where = (row_index.to(device), token_index.to(device))
+    where = (row.to(device), token.to(device))
     log_probs = flat.log_probs.new_zeros(mask.shape).index_put(where, flat.log_probs)
     entropies = flat.entropies.new_zeros(mask.shape).index_put(where, flat.entropies)
     return TokenLogProbs(log_probs, entropies)
+
+
+def caches_plainly(model: PreTrainedModel) -> bool:
+    """Whether every layer keeps keys and values of all tokens (no sliding window, no recurrent state)."""
+    cache = DynamicCache(config=model.config)
+    kinds = model.config.get_text_config().to_dict().get("layer_types") or ["full_attention"]
+    return set(kinds) == {"full_attention"} and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def _states(model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
+    """`[B, T, H]` final hidden state before each completion token; anything past a completion's end."""
+    ids, seen = _pad([[*row.prompt, *row.completion] for row in rows])
+    hidden = _forward(model, ids, seen, torch.zeros(len(rows), 1, dtype=torch.long))[0]
+    before = torch.tensor([len(row.prompt) - 1 for row in rows])
+    width = max(1, *(len(row.completion) for row in rows))
+    position = (before[:, None] + torch.arange(width)).clamp(max=ids.shape[1] - 1).to(hidden.device)
+    return hidden.gather(1, position[:, :, None].expand(-1, -1, hidden.shape[2]))
+
+
+def _states_sharing_prompts(
+    model: PreTrainedModel, rows: Sequence[Row], prompts: list[tuple[int, ...]]
+) -> Tensor:
+    """`_states` with one pass over the distinct `prompts`, whose keys and values the completions then attend
+    to.
+    """
+    number = {prompt: i for i, prompt in enumerate(prompts)}
+    own = torch.tensor([number[tuple(row.prompt)] for row in rows])  # [B]
+    prompt_ids, prompt_seen = _pad(prompts)
+    prompt_hidden, cache = _forward(
+        model, prompt_ids, prompt_seen, torch.zeros(len(prompts), 1, dtype=torch.long), use_cache=True
+    )
+    lengths = torch.tensor([len(prompt) for prompt in prompts])[own]  # [B]
+    device = prompt_hidden.device
+    first = prompt_hidden[own.to(device), (lengths - 1).to(device)][:, None]  # [B, 1, H]
+    ids, seen = _pad([row.completion[:-1] for row in rows])
+    if ids.shape[1] == 0:
+        return first
+    cache.batch_select_indices(own.to(device))
+    rest, _ = _forward(model, ids, torch.cat([prompt_seen[own], seen], 1), lengths[:, None], cache=cache)
+    return torch.cat([first, rest], 1)
+
+
+def _forward(
+    model: PreTrainedModel,
+    ids: Tensor,
+    seen: Tensor,
+    start: Tensor,
+    cache: DynamicCache | None = None,
+    use_cache: bool = False,
+) -> tuple[Tensor, DynamicCache]:
+    """Final hidden states of `ids` `[B, L]` at positions `start` `[B, 1]`, start + 1, ...; and the cache."""
+    device = model.device
+    output = model.base_model(
+        input_ids=ids.to(device),
+        attention_mask=seen.to(device),
+        position_ids=(start + torch.arange(ids.shape[1])).to(device),
+        past_key_values=cache,
+        use_cache=use_cache or cache is not None,
+    )
+    return output.last_hidden_state, output.past_key_values
+
+
+def _pad(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Ids `[B, L]` padded on the right with 0, and 1 where a token stands."""
+    width = max(len(s) for s in sequences)
+    ids = torch.tensor([[*s, *[0] * (width - len(s))] for s in sequences], dtype=torch.long)
+    lengths = torch.tensor([len(s) for s in sequences])
+    return ids.reshape(len(sequences), width), (torch.arange(width) < lengths[:, None]).long()
 
 
 @dataclass(frozen=True)
@@ -101,19 +165,22 @@ def output_head(model: PreTrainedModel) -> OutputHead:
 
 
 @torch.no_grad()
-def check_head(model: PreTrainedModel) -> None:
-    """Compare `completion_log_probs` with the model's own logits on a few tokens.
+def check_model(model: PreTrainedModel) -> None:
+    """Compare `completion_log_probs` with the model's own logits on a few tokens, shared prompt and all.
 
-    Raises RestrlError for an architecture whose logits are made in a way that `output_head` does not know.
+    Raises RestrlError for an architecture that computes its logits in a way that is not known here.
     """
-    ids = [i % model.config.get_text_config().vocab_size for i in (1, 5, 2, 3, 7, 4)]
-    logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits
-    targets = torch.tensor(ids[1:], device=model.device)[:, None]
-    expected = logits[0, :-1].float().log_softmax(-1).gather(-1, targets)[:, 0]
-    found = completion_log_probs(model, [Row(ids[:1], ids[1:])]).log_probs[0]
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.2
-    if not torch.allclose(found, expected, rtol=tolerance, atol=tolerance):
-        raise RestrlError(
-            f"model type {model.config.model_type!r} changes its logits after the language-model head in "
-            "a way that restrl does not know; it cannot be trained here"
-        )
+    size = model.config.get_text_config().vocab_size
+    rows = [Row([1 % size, 5 % size], [2 % size, 3 % size, 7 % size]), Row([1 % size, 5 % size], [4 % size])]
+    found = completion_log_probs(model, rows).log_probs
+    tolerance = 1e-3 if model.dtype.itemsize >= 4 else 0.2
+    for i, row in enumerate(rows):
+        ids = torch.tensor([[*row.prompt, *row.completion]], device=model.device)
+        log_p = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
+        targets = ids[0, len(row.prompt) :, None]
+        expected = log_p[len(row.prompt) - 1 : -1].gather(1, targets)[:, 0]
+        if not torch.allclose(found[i, : len(row.completion)], expected, rtol=tolerance, atol=tolerance):
+            raise RestrlError(
+                f"model type {model.config.model_type!r} makes its logits in a way that restrl does not know "
+                "(cache, language-model head or scaling); it cannot be trained here"
+            )

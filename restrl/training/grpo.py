@@ -13,15 +13,16 @@ from transformers import PreTrainedModel
 
 from restrl.config import TrainConfig
 from restrl.errors import RestrlError
+from restrl.policy.local import LocalPolicy
 from restrl.reference import GrpoLoss, LossSpec, TokenLogProbs, Totals, grpo_loss
-from restrl.training.batch import check_head, completion_log_probs, completion_mask, micro_batches
+from restrl.training.batch import Row, check_model, completion_log_probs, completion_mask, micro_batches
 from restrl.training.hf import context_length, digest, load_weights, save_model, steps, weights_digest
 from restrl.training.loop import Job, Log, Settings, TrainResult, parameter_groups, run
-from restrl.training.rollout import Batch, RewardFn, TrainablePolicy, TrainState, roll_out
+from restrl.training.rollout import Batch, RewardFn, TrainState, roll_out
 
 
 def train_grpo(
-    policy: TrainablePolicy,
+    policy: LocalPolicy,
     states: Sequence[TrainState],
     reward_fn: RewardFn,
     cfg: TrainConfig,
@@ -55,14 +56,14 @@ def train_grpo(
         raise RestrlError("num_generations is 1: a group of one has advantage 0; use at least 2")
     spec = LossSpec.from_config(cfg)
     model = policy.model
-    context = context_length(model)
-    fitting = [s for s in states if _prompt_tokens(policy, s) + cfg.max_completion_length <= context]
+    room = context_length(model) - cfg.max_completion_length
+    fitting = [s for s in states if len(policy.tokenize_with_offsets(s.prompt)[0]) <= room]
     if not fitting:
         raise RestrlError(
-            f"no state to train on: all {len(states)} are too long for the model's context of "
-            f"{context} tokens with max_completion_length {cfg.max_completion_length}"
+            f"no state to train on: all {len(states)} are longer than the {room} tokens that "
+            f"max_completion_length {cfg.max_completion_length} leaves of the model's context"
         )
-    check_head(model)
+    check_model(model)
     model.eval()
     if spec.beta > 0 and reference_model is None:
         reference_model = copy.deepcopy(model)
@@ -91,7 +92,7 @@ class _Grpo:
 
     def __init__(
         self,
-        policy: TrainablePolicy,
+        policy: LocalPolicy,
         states: list[TrainState],
         reward_fn: RewardFn,
         cfg: TrainConfig,
@@ -126,22 +127,22 @@ class _Grpo:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: the batch too, in case it serves for further iterations."""
-        again = self.batch is not None and self.cfg.num_iterations > 1
-        batch = self.batch.to_state() if again and self.batch is not None else None
+        again = self.cfg.num_iterations > 1 and self.batch is not None
+        batch = self.batch.to_state() if self.batch is not None and again else None
         return {"num_tokens": self.num_tokens, "batch": batch, "start_weights": self.start_weights}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave. Raises RestrlError if the KL would be to another policy than before."""
+        """Take over what `state` gave. Raises RestrlError if the KL would be to another policy."""
         if self.spec.beta > 0 and state["start_weights"] != self.start_weights:
             raise RestrlError(
-                "the run to be resumed was started from another policy, and beta > 0 keeps close to that one; "
+                "the run to be resumed was started from another policy, which beta > 0 keeps close to; "
                 "give the model it was started from"
             )
         self.num_tokens = state["num_tokens"]
         self.batch = None if state["batch"] is None else Batch.from_state(state["batch"])
 
     def _matters(self, batch: Batch, row: int) -> bool:
-        """Whether a row has a gradient. The others skip the forward pass; the normalisers still count them."""
+        """Whether a row has a gradient; the others skip the forward pass, but normalisers count them."""
         return not batch.masked[row] and (self.spec.beta > 0 or bool(batch.advantages[row] != 0))
 
     def _loss(self, batch: Batch, part: list[int], first: bool) -> tuple[TokenLogProbs, GrpoLoss, Tensor]:
@@ -149,14 +150,12 @@ class _Grpo:
         found = completion_log_probs(self.policy.model, rows, self.cfg.temperature)
         device = found.log_probs.device
         mask = completion_mask(rows, device)
-        lengths = [len(row.completion) for row in rows]
         if first and self.reference is not None and self.spec.beta > 0:
             with torch.no_grad():
                 ref = completion_log_probs(self.reference, rows, self.cfg.temperature).log_probs
-            batch.ref |= {i: ref[k, :n].cpu() for k, (i, n) in enumerate(zip(part, lengths, strict=True))}
+            _keep(batch.ref, part, ref, rows)
         if first and self.cfg.num_iterations > 1:  # the ratio is 1: l is l_old
-            old = found.log_probs.detach()
-            batch.old |= {i: old[k, :n].cpu() for k, (i, n) in enumerate(zip(part, lengths, strict=True))}
+            _keep(batch.old, part, found.log_probs.detach(), rows)
         loss = grpo_loss(
             found.log_probs,
             mask,
@@ -199,11 +198,9 @@ class _Sums:
         }
 
 
+def _keep(store: dict[int, Tensor], part: list[int], values: Tensor, rows: list[Row]) -> None:
+    store |= {i: values[k, : len(rows[k].completion)].cpu() for k, i in enumerate(part)}
+
+
 def _padded(values: dict[int, Tensor], part: list[int]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([values[i] for i in part], batch_first=True)
-
-
-def _prompt_tokens(policy: TrainablePolicy, state: TrainState) -> int:
-    if state.prompt.token_ids is not None:
-        return len(state.prompt.token_ids)
-    return len(policy.tokenizer(state.prompt.text)["input_ids"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,20 +16,29 @@ from restrl.config import TrainConfig
 from restrl.seeds import derive
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write model and tokenizer with `save_pretrained`, without its progress bars."""
+@contextmanager
+def _without_bars() -> Iterator[None]:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    model.save_pretrained(folder)
-    if shown:
-        logging.enable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write model and tokenizer with `save_pretrained`."""
+    with _without_bars():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 @torch.no_grad()
 def load_weights(model: PreTrainedModel, folder: Path) -> None:
     """Read the weights of `folder` into the live `model`, in place."""
-    saved = type(model).from_pretrained(folder, dtype=model.dtype, local_files_only=True)
+    with _without_bars():
+        saved = type(model).from_pretrained(folder, dtype=model.dtype, local_files_only=True)
     model.load_state_dict(saved.state_dict())
 
 

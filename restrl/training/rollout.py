@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from restrl.config import TrainConfig
 from restrl.errors import RestrlError
-from restrl.policy import Completion, Policy, Prompt, Sampling
+from restrl.policy import Completion, Prompt, Sampling
+from restrl.policy.local import LocalPolicy
 from restrl.records import Problem
 from restrl.reference import group_std, grouped_advantages
 from restrl.seeds import derive
 from restrl.training.batch import Row
 from restrl.training.hf import batch_positions
 from restrl.training.loop import Log
-
-
-class TrainablePolicy(Policy, Protocol):
-    """A policy whose model can be trained in place."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -100,7 +93,7 @@ class Batch:
 
 
 def roll_out(
-    policy: TrainablePolicy,
+    policy: LocalPolicy,
     states: Sequence[TrainState],
     reward_fn: RewardFn,
     cfg: TrainConfig,
@@ -139,9 +132,8 @@ def roll_out(
     rewards = torch.tensor(shaped, dtype=torch.float64)
     raw_rewards = torch.tensor([[float("nan") if r is None else r for r in rs] for rs in raw]).double()
     flat = [c for group in completions for c in group]
-    ends = end_tokens(policy)
     return Batch(
-        rows=[Row(list(c.prompt_token_ids), up_to_end(c.token_ids.tolist(), ends)) for c in flat],
+        rows=[Row(list(c.prompt_token_ids), up_to_end(c.token_ids.tolist(), policy.end_ids)) for c in flat],
         advantages=grouped_advantages(rewards, cfg.scale_rewards).float().flatten(),
         masked=[cfg.mask_truncated_completions and c.finish == "length" for c in flat],
         log={
@@ -154,16 +146,7 @@ def roll_out(
     )
 
 
-def end_tokens(policy: TrainablePolicy) -> set[int]:
-    """Ids that end a sequence: the tokenizer's and those of the model's generation config."""
-    known: list[Any] = [policy.tokenizer.eos_token_id]
-    if policy.model.generation_config is not None:
-        eos = policy.model.generation_config.eos_token_id
-        known += eos if isinstance(eos, list) else [eos]
-    return {int(token) for token in known if token is not None}
-
-
-def up_to_end(token_ids: list[int], ends: set[int]) -> list[int]:
+def up_to_end(token_ids: list[int], ends: Collection[int]) -> list[int]:
     """`token_ids` up to the first end-of-sequence token, which is included."""
     for i, token in enumerate(token_ids):
         if token in ends:

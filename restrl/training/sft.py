@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from restrl.config import TrainConfig
 from restrl.errors import RestrlError
-from restrl.training.batch import Row, check_head, completion_log_probs, completion_mask, micro_batches
+from restrl.training.batch import Row, check_model, completion_log_probs, completion_mask, micro_batches
 from restrl.training.hf import batch_positions, context_length, digest, load_weights, save_model, steps
 from restrl.training.loop import Job, Log, Settings, TrainResult, parameter_groups, run
 
@@ -42,7 +42,7 @@ def train_sft(
     rows, dropped = tokenise(model, tokenizer, examples, add_special_tokens)
     if not rows:
         raise RestrlError(f"no example to train on: {dropped} of {len(examples)} are longer than the context")
-    check_head(model)
+    check_model(model)
     model.train()
     trainer = _Sft(model, rows, cfg, dropped)
     job = Job(
