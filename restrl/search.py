@@ -1,4 +1,4 @@
-"""The driver of the search forest: feeds `restrl._core.Forest` from a policy and an evaluator in full batches.
+"""The driver of the search forest: feeds `restrl._core.Forest` from a policy and an evaluator, in batches.
 
 One call of `complete` and one of `evaluate` serve all trees that are under way; a finished tree's place is
 taken by the next root. A tree's shape depends on its root, the parameters, the seed and the answers alone,

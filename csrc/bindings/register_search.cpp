@@ -279,7 +279,7 @@ void register_search(py::module_& m) {
       [](const py::str& text, std::uint64_t seed) { return dummy_score(seed, text_stream(to_utf8(text))); },
       py::arg("text"), py::arg("seed") = 0, "A deterministic score in [0, 1] of a text.");
   m.def("run_dummy", &run_dummy, py::arg("forest"), py::arg("seed") = 0, py::arg("batch") = 64,
-        py::call_guard<py::gil_scoped_release>(),
+        py::arg("ends") = 16, py::call_guard<py::gil_scoped_release>(),
         "Drives every tree to its end with the dummy policy and evaluator; returns the requests answered.");
 }
 

@@ -16,11 +16,12 @@ constexpr std::array<std::string_view, 8> kLines = {
 
 }  // namespace
 
-std::vector<std::string> dummy_completions(std::uint64_t seed, std::uint64_t stream, std::uint32_t k) {
+std::vector<std::string> dummy_completions(std::uint64_t seed, std::uint64_t stream, std::uint32_t k,
+                                           std::uint32_t ends) {
   std::vector<std::string> completions(k);
   for (std::uint32_t i = 0; i < k; ++i) {
     std::uint64_t bits = draw(seed, stream, i, 0);
-    const std::uint64_t lines = bits % 16 == 0 ? 1 : 2 + bits / 16 % 3;
+    const std::uint64_t lines = ends != 0 && bits % ends == 0 ? 1 : 2 + bits / 16 % 3;
     bits >>= 8;
     for (std::uint64_t j = 0; j < lines; ++j, bits >>= 3) completions[i] += kLines[bits % kLines.size()];
   }
@@ -31,9 +32,10 @@ double dummy_score(std::uint64_t seed, std::uint64_t stream) {
   return static_cast<double>(draw(seed, stream, 0, 1) % 17) / 16;
 }
 
-Answer dummy_answer(const SearchParams& params, std::uint64_t seed, const Request& request) {
+Answer dummy_answer(const SearchParams& params, std::uint64_t seed, const Request& request,
+                    std::uint32_t ends) {
   const std::uint64_t stream = draw(seed, request.tree, request.simulation, 2);
-  Answer answer{dummy_completions(seed, stream, request.k), Scores{}};
+  Answer answer{dummy_completions(seed, stream, request.k, ends), Scores{}};
   for (std::uint32_t i = 0; i < request.k; ++i) {
     answer.scores->completions.push_back(dummy_score(seed, stream ^ mix(i)));
   }
@@ -46,7 +48,7 @@ Answer dummy_answer(const SearchParams& params, std::uint64_t seed, const Reques
   return answer;
 }
 
-std::uint64_t run_dummy(Forest& forest, std::uint64_t seed, std::size_t batch) {
+std::uint64_t run_dummy(Forest& forest, std::uint64_t seed, std::size_t batch, std::uint32_t ends) {
   std::uint64_t answered = 0;
   for (;;) {
     const std::vector<Request> requests = forest.next(batch);
@@ -59,7 +61,7 @@ std::uint64_t run_dummy(Forest& forest, std::uint64_t seed, std::size_t batch) {
     std::vector<Answer> answers;
     for (const Request& request : requests) {
       ids.push_back(request.id);
-      answers.push_back(dummy_answer(forest.params(), seed, request));
+      answers.push_back(dummy_answer(forest.params(), seed, request, ends));
     }
     forest.fulfil(ids, std::move(answers));
     answered += requests.size();

@@ -230,6 +230,7 @@ void Forest::drop(Lane& lane, Simulation* simulation) {
   std::erase_if(lane.window, [&](const auto& entry) { return entry.get() == simulation; });
   --lane.started;
   --lane.expansions;
+  lane.collided = false;
   if (!lane.idle) idle_.push_back(lane.id);
   lane.idle = true;
   advance(lane);
@@ -242,11 +243,13 @@ bool Forest::budget_left(const Lane& lane) const {
 
 // Selects one simulation into the window; false if there is no room, no budget, or a collision.
 bool Forest::start_one(Lane& lane) {
-  if (lane.idle || lane.window.size() >= params_.leaves_in_flight || !budget_left(lane)) return false;
+  if (lane.idle || lane.collided || lane.window.size() >= params_.leaves_in_flight || !budget_left(lane))
+    return false;
   const NodeId node = lane.tree.select(lane.next_number);
   const bool terminal = lane.tree.terminal(node);
   if (!terminal && lane.tree.in_flight(node) > 0) {
     ++lane.stats.collisions;
+    lane.collided = true;
     return false;
   }
   const std::uint32_t visits = terminal ? 1 : params_.k;
@@ -273,6 +276,7 @@ bool Forest::apply_one(Lane& lane) {
   // Out of the window first: should expand() throw, the simulation is given up and its virtual loss with it.
   const std::unique_ptr<Simulation> simulation = std::move(*found);
   lane.window.erase(found);
+  lane.collided = false;
   Visit visit;
   if (simulation->terminal) {
     visit = lane.tree.terminal_visit(simulation->node);

@@ -121,6 +121,7 @@ class Forest {
     std::uint32_t expansions = 0;  // expansions applied or in the window
     bool idle = true;              // waits in idle_ for next()
     bool finished = false;
+    bool collided = false;  // since the last change of the tree or its window: selecting again would too
     TreeStats stats{};
   };
   struct Slot {

@@ -1,0 +1,285 @@
+// Requests in flight: order, partial answers, cancels, errors, threads. Also the sanitizers' scenario.
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "check.h"
+#include "search/dummy.h"
+#include "search/errors.h"
+#include "search/forest.h"
+#include "search/random.h"
+
+using namespace restrl::search;
+
+namespace {
+
+SearchParams make(Mode mode, std::uint32_t simulations, std::uint32_t leaves) {
+  SearchParams params = SearchParams::defaults(mode);
+  params.simulations = simulations;
+  params.leaves_in_flight = leaves;
+  return params;
+}
+
+bool same_bits(double a, double b) { return std::memcmp(&a, &b, sizeof a) == 0; }
+
+bool same_tree(const TreeView& a, const TreeView& b) {
+  if (a.nodes.size() != b.nodes.size() || a.completions.size() != b.completions.size()) return false;
+  for (std::size_t i = 0; i < a.nodes.size(); ++i) {
+    const NodeView &x = a.nodes[i], &y = b.nodes[i];
+    if (x.parent != y.parent || x.simulation != y.simulation || x.N != y.N || !same_bits(x.W, y.W) ||
+        !same_bits(x.V, y.V) || x.terminal != y.terminal || x.expanded != y.expanded ||
+        x.visible != y.visible || x.line != y.line) {
+      return false;
+    }
+  }
+  for (std::size_t i = 0; i < a.completions.size(); ++i) {
+    if (a.completions[i].text != b.completions[i].text) return false;
+  }
+  return true;
+}
+
+// Answers everything, in shuffled pieces: `shuffle` decides the size of a call, its order, and whether an
+// answer comes whole or in two parts.
+void run_shuffled(Forest& forest, std::uint64_t shuffle) {
+  std::vector<std::pair<RequestId, Answer>> open;
+  for (std::uint64_t step = 0;; ++step) {
+    const std::uint64_t random = draw(shuffle, step, 0, 0);
+    for (const Request& request : forest.next(1 + random % 7)) {
+      open.emplace_back(request.id, dummy_answer(forest.params(), 1, request));
+    }
+    if (open.empty()) return;
+    const std::size_t pick = (random >> 8) % open.size();
+    auto& [id, answer] = open[pick];
+    if (answer.completions && (random >> 40) % 2 == 0) {
+      forest.fulfil(std::vector{id}, {Answer{std::exchange(answer.completions, std::nullopt), std::nullopt}});
+      CHECK(!forest.expansion(id).split.texts.empty());
+      continue;
+    }
+    forest.fulfil(std::vector{id}, {std::move(answer)});
+    open.erase(open.begin() + static_cast<std::ptrdiff_t>(pick));
+  }
+}
+
+void check_at_rest(const Forest& forest, TreeId tree) {
+  CHECK(forest.in_flight() == 0);
+  CHECK(forest.nodes_in_flight(tree) == 0);
+}
+
+// Visits are conserved: below the root every node's N is what its expansion and its children brought.
+void check_totals(const Forest& forest, TreeId tree) {
+  const TreeStats stats = forest.stats(tree);
+  const TreeView view = forest.view(tree);
+  CHECK(stats.simulations == stats.expansions + stats.terminal_visits);
+  CHECK(stats.completions == stats.expansions * forest.params().k);
+  CHECK(view.nodes[0].N == stats.completions + stats.terminal_visits);
+  std::vector<std::uint64_t> below(view.nodes.size());
+  for (std::size_t i = view.nodes.size(); i-- > 1;) below[view.nodes[i].parent] += view.nodes[i].N;
+  for (std::size_t i = 0; i < view.nodes.size(); ++i) {
+    if (!view.nodes[i].expanded) continue;
+    if (forest.params().mode == Mode::value) {
+      const bool root = i == 0;
+      CHECK(root ? view.nodes[i].N == below[i] : view.nodes[i].N > below[i]);
+    } else {
+      CHECK(view.nodes[i].N == below[i] + forest.params().k);
+    }
+  }
+}
+
+void test_arrival_order_does_not_matter(Mode mode) {
+  for (std::uint32_t leaves : {1u, 3u, 8u}) {
+    TreeView expected;
+    std::uint32_t collisions = 0;
+    for (std::uint64_t shuffle = 0; shuffle < 6; ++shuffle) {
+      Forest forest(make(mode, 60, leaves), 3);
+      const TreeId tree = forest.add("a", "root\n");
+      forest.add("b", "other\n");
+      run_shuffled(forest, shuffle);
+      CHECK(forest.take_finished().size() == 2 && forest.stats(tree).simulations == 60);
+      check_at_rest(forest, tree);
+      check_totals(forest, tree);
+      if (shuffle == 0) {
+        expected = forest.view(tree);
+        collisions = forest.stats(tree).collisions;
+      }
+      CHECK(forest.stats(tree).collisions == collisions);
+      CHECK(same_tree(forest.view(tree), expected));
+    }
+  }
+}
+
+void test_arrival_order_may_be_free() {
+  SearchParams params = make(Mode::collect, 60, 8);
+  params.in_order = false;
+  Forest forest(params, 3);
+  const TreeId tree = forest.add("a", "");
+  run_shuffled(forest, 5);
+  CHECK(forest.stats(tree).simulations == 60);
+  check_at_rest(forest, tree);
+  check_totals(forest, tree);
+}
+
+void test_window() {
+  Forest forest(make(Mode::collect, 10, 4), 0);
+  const TreeId tree = forest.add("a", "");
+  const auto first = forest.next(100);
+  CHECK(first.size() == 1);  // the root is in flight: everything else collides with it
+  CHECK(forest.stats(tree).collisions == 1);
+  CHECK(forest.next(100).empty());
+  forest.fulfil(std::vector{first[0].id},
+                {Answer{{{"a\nx", "b\nx", "c\nx", "d\nx", "e\nx"}}, Scores{{0, 0, 0, 0, 0}, {}}}});
+  const auto second = forest.next(2);
+  const auto third = forest.next(100);
+  CHECK(second.size() == 2 && third.size() == 1);  // three visible children, then a collision
+  CHECK(forest.stats(tree).in_flight == 3 && forest.stats(tree).collisions == 2);
+  // A later answer waits for the earlier ones.
+  const Answer terminal{{{"x", "x", "x", "x", "x"}}, Scores{{1, 1, 1, 1, 1}, {}}};
+  forest.fulfil(std::vector{third[0].id}, {terminal});
+  CHECK(forest.stats(tree).simulations == 1 && forest.next(100).empty());
+  forest.fulfil(std::vector{second[0].id}, {terminal});
+  CHECK(forest.stats(tree).simulations >= 2);
+}
+
+void test_terminal_only_tree_ends() {
+  for (Mode mode : {Mode::collect, Mode::value, Mode::outcome}) {
+    Forest forest(make(mode, 1000, 4), 0);
+    const TreeId tree = forest.add("a", "");
+    const auto requests = forest.next(10);
+    const Scores scores{{1, 1, 0, 0, 0},
+                        mode == Mode::value ? std::vector<double>{1, 0.5} : std::vector<double>{}};
+    forest.fulfil(std::vector{requests[0].id}, {Answer{{{"x", "x", "y", "y", "y"}}, scores}});
+    CHECK(forest.next(10).empty());
+    const TreeStats stats = forest.stats(tree);
+    CHECK(stats.simulations == 1000 && stats.expansions == 1 && stats.terminal_visits == 999);
+    check_at_rest(forest, tree);
+    check_totals(forest, tree);
+  }
+}
+
+void test_max_expansions() {
+  SearchParams params = make(Mode::collect, 1000, 3);
+  params.max_expansions = 7;
+  Forest forest(params, 0);
+  const TreeId tree = forest.add("a", "");
+  CHECK(run_dummy(forest, 1, 16) == 7);
+  CHECK(forest.stats(tree).expansions == 7);
+  check_at_rest(forest, tree);
+}
+
+void test_cancel() {
+  // Cancelled requests leave nothing behind, and the tree goes on to its end.
+  Forest forest(make(Mode::value, 40, 4), 0);
+  const TreeId tree = forest.add("a", "");
+  forest.cancel(std::vector{forest.next(1)[0].id});
+  check_at_rest(forest, tree);
+  const Request root = forest.next(1)[0];
+  CHECK(root.simulation == 1);  // numbers are not used twice
+  forest.fulfil(std::vector{root.id}, {dummy_answer(forest.params(), 0, root)});
+  const TreeView before = forest.view(tree);
+  const auto handed = forest.next(1);
+  CHECK(handed.size() == 1 && forest.stats(tree).in_flight > 1);  // some are not even handed out
+  forest.fulfil(std::vector{handed[0].id}, {Answer{{{"a", "b", "c", "d", "e"}}, {}}});
+  forest.cancel_all();
+  check_at_rest(forest, tree);
+  CHECK(same_tree(before, forest.view(tree)));
+  CHECK_THROWS(RequestError, "not open", forest.cancel(std::vector{handed[0].id}));
+  run_dummy(forest, 0, 3);
+  CHECK(forest.stats(tree).simulations == 40 && forest.take_finished().size() == 1);
+  check_totals(forest, tree);
+  check_at_rest(forest, tree);
+
+  Forest mixed(make(Mode::collect, 50, 6), 0);
+  const TreeId other = mixed.add("b", "");
+  std::uint64_t step = 0;
+  for (auto requests = mixed.next(3); !requests.empty(); requests = mixed.next(3)) {
+    for (const Request& request : requests) {
+      if (draw(9, ++step, 0, 0) % 3 == 0) {
+        mixed.cancel(std::vector{request.id});
+      } else {
+        mixed.fulfil(std::vector{request.id}, {dummy_answer(mixed.params(), 0, request)});
+      }
+    }
+  }
+  CHECK(mixed.stats(other).simulations == 50 && mixed.take_finished().size() == 1);
+  check_at_rest(mixed, other);
+  check_totals(mixed, other);
+}
+
+void test_errors_change_nothing() {
+  Forest forest(make(Mode::value, 10, 2), 0);
+  const TreeId tree = forest.add("a", "");
+  const RequestId id = forest.next(1)[0].id;
+  const std::vector ids{id};
+  const std::vector<std::string> texts{"a\nb", "a\nb", "c", "c", "d"};
+  CHECK_THROWS(RequestError, "not open", forest.fulfil(std::vector{id + 1}, {Answer{texts, {}}}));
+  CHECK_THROWS(RequestError, "twice",
+               forest.fulfil(std::vector{id, id}, {Answer{texts, {}}, Answer{texts, {}}}));
+  CHECK_THROWS(AnswerError, "2 answers", forest.fulfil(ids, {Answer{}, Answer{}}));
+  CHECK_THROWS(AnswerError, "needs 5 completions, not 1", forest.fulfil(ids, {Answer{{{"a"}}, {}}}));
+  CHECK_THROWS(AnswerError, "before its completions", forest.fulfil(ids, {Answer{{}, Scores{}}}));
+  CHECK_THROWS(AnswerError, "no completions yet", forest.expansion(id));
+  forest.fulfil(ids, {Answer{texts, {}}});
+  CHECK_THROWS(AnswerError, "already", forest.fulfil(ids, {Answer{texts, {}}}));
+  CHECK_THROWS(AnswerError, "needs 5 completion values, not 2",
+               forest.fulfil(ids, {Answer{{}, Scores{{1, 1}, {}}}}));
+  CHECK_THROWS(AnswerError, "needs 3 child values, not 0",
+               forest.fulfil(ids, {Answer{{}, Scores{{1, 1, 1, 1, 1}, {}}}}));
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  CHECK_THROWS(AnswerError, "not finite",
+               forest.fulfil(ids, {Answer{{}, Scores{{1, 1, 1, 1, nan}, {1, 1, 1}}}}));
+  CHECK(forest.stats(tree).simulations == 0 && forest.in_flight() == 1);
+  CHECK_THROWS(RequestError, "1 simulations under way", forest.remove(tree));
+  forest.fulfil(ids, {Answer{{}, Scores{{1, 1, 1, 1, 1}, {1, 1, 1}}}});
+  CHECK(forest.stats(tree).expansions == 1 && forest.view(tree).nodes[0].V == 1);
+  CHECK_THROWS(RequestError, "not open", forest.state(id));
+  CHECK_THROWS(RequestError, "no tree 7", forest.view(7));
+  forest.cancel_all();
+  forest.remove(tree);
+  CHECK_THROWS(RequestError, "no tree 0", forest.stats(tree));
+  CHECK(forest.next(5).empty());
+}
+
+// Four threads on one forest grow what one thread grows.
+void test_threads(Mode mode) {
+  constexpr int kTrees = 12;
+  const auto grow = [&](int threads) {
+    Forest forest(make(mode, 80, 4), 11);
+    for (int i = 0; i < kTrees; ++i) forest.add("tree " + std::to_string(i), "root\n");
+    std::vector<std::thread> workers;
+    for (int i = 0; i < threads; ++i) workers.emplace_back([&forest, i] { run_dummy(forest, 5, 1 + 3 * i); });
+    workers.emplace_back([&] {  // somebody looks on
+      for (int i = 0; i < 50; ++i) CHECK(!forest.view(i % kTrees).nodes.empty());
+    });
+    for (std::thread& worker : workers) worker.join();
+    CHECK(forest.take_finished().size() == kTrees);
+    std::vector<TreeView> views;
+    for (TreeId tree = 0; tree < kTrees; ++tree) {
+      check_at_rest(forest, tree);
+      check_totals(forest, tree);
+      views.push_back(forest.view(tree));
+    }
+    return views;
+  };
+  const auto serial = grow(1);
+  const auto parallel = grow(4);
+  for (int i = 0; i < kTrees; ++i) CHECK(same_tree(serial[i], parallel[i]));
+}
+
+}  // namespace
+
+int main() {
+  for (Mode mode : {Mode::collect, Mode::value, Mode::outcome}) {
+    test_arrival_order_does_not_matter(mode);
+    test_threads(mode);
+  }
+  test_arrival_order_may_be_free();
+  test_window();
+  test_terminal_only_tree_ends();
+  test_max_expansions();
+  test_cancel();
+  test_errors_change_nothing();
+  return restrl::testing::result();
+}

@@ -1,0 +1,212 @@
+"""A plain-Python search, written from the algorithm's description alone: the oracle of the native forest.
+
+One leaf in flight, no virtual loss, no recursion. `python tests/oracle.py --write` regenerates tests/golden.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+GOLDEN = Path(__file__).parent / "golden"
+M = (1 << 64) - 1
+
+
+def mix(x: int) -> int:
+    x = (x + 0x9E3779B97F4A7C15) & M
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & M
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & M
+    return x ^ (x >> 31)
+
+
+def tie_draw(seed: int, key: str, simulation: int, depth: int) -> int:
+    stream = 0xCBF29CE484222325
+    for byte in key.encode():
+        stream = ((stream ^ byte) * 0x100000001B3) & M
+    return mix(mix(mix(mix(seed) ^ stream) ^ simulation) ^ depth)
+
+
+@dataclass(eq=False)
+class Node:
+    state: str
+    parent: Node | None = None
+    terminal: bool = False
+    visible: bool = False
+    simulation: int = -1
+    N: int = 0
+    W: float = 0.0
+    V: float = 0.0
+    children: dict[str, Node] = field(default_factory=dict)
+    completions: list[tuple[str, float]] = field(default_factory=list)
+
+
+def grow(
+    key: str,
+    root_state: str,
+    params: dict[str, Any],
+    seed: int,
+    sample: Callable[[str, int], list[str]],
+    score: Callable[[str], float],
+) -> Node:
+    """The tree after `params["simulations"]` simulations; `score` judges whole programs and child states."""
+    by_value = params["mode"] == "value"
+    root = Node(root_state, visible=True)
+    for simulation in range(params["simulations"]):
+        node, depth = root, 0
+        while node.children:
+            visible = [child for child in node.children.values() if child.visible]
+            bonus = 1 + math.log(node.N)
+            uct = [child.V + params["c"] * math.sqrt(bonus / (params["eps"] + child.N)) for child in visible]
+            best = [child for child, value in zip(visible, uct, strict=True) if value == max(uct)]
+            seeded = params["ties"] == "seeded" and len(best) > 1
+            node = best[tie_draw(seed, key, simulation, depth) % len(best) if seeded else 0]
+            depth += 1
+
+        visits, total = 0, 0.0
+        if node.terminal:
+            visits, total = 1, score(node.state) if node.N == 0 else node.V
+        else:
+            node.simulation = simulation
+            for text in sample(node.state, simulation):
+                text = text.rstrip()
+                last_line = "\n" not in text
+                action = (text if last_line else text[: text.index("\n")]) + "\n"
+                program = node.state + text + "\n"
+                node.completions.append((program, score(program)))
+                new = action not in node.children
+                child = node.children.setdefault(action, Node(node.state + action, node, last_line))
+                if by_value:
+                    if new:
+                        child.V = score(child.state)
+                    child.N += 1
+                    child.W += child.V
+                else:
+                    visits += 1
+                    total += node.completions[-1][1]
+            for child in sorted(node.children.values(), key=lambda child: -child.V)[
+                : params["num_decisions"]
+            ]:
+                child.visible = True
+            if by_value:
+                for child in node.children.values():
+                    visits += child.N
+                    total += child.W
+
+        up: Node | None = node
+        while up is not None:
+            up.N += visits
+            up.W += total
+            up.V = up.W / up.N
+            up = up.parent
+    return root
+
+
+def preorder(root: Node) -> list[Node]:
+    nodes, stack = [], [root]
+    while stack:
+        nodes.append(stack.pop())
+        stack.extend(reversed(nodes[-1].children.values()))
+    return nodes
+
+
+def as_rows(root: Node) -> dict[str, Any]:
+    """Nodes in pre-order, completions and the answer, as plain data."""
+    nodes = preorder(root)
+    rows = [
+        {
+            "parent": -1 if node.parent is None else nodes.index(node.parent),
+            "state": node.state,
+            "N": node.N,
+            "W": node.W,
+            "V": node.V,
+            "terminal": node.terminal,
+            "expanded": bool(node.children),
+            "visible": node.visible,
+            "simulation": node.simulation,
+        }
+        for node in nodes
+    ]
+    completions = [[i, program, value] for i, node in enumerate(nodes) for program, value in node.completions]
+    return {"nodes": rows, "completions": completions, "best": max(completions, key=lambda row: row[2])[1]}
+
+
+# Lines that try the text rules: white space of every kind at the end, blank lines, repeats, lone carriage
+# returns, a line separator that is no newline, characters of one to four bytes.
+LINES = [
+    "a = 1",
+    "b += a",
+    "",
+    "  ",
+    "\tx",
+    "a = 1 ",
+    "c\u00a0",
+    "d\u2003",
+    "e\x1c",
+    "é\u3000",
+    "f\r",
+    "𝛼\u2028",
+]
+
+
+def toy_sample(key: str, k: int, ends: float) -> Callable[[str, int], list[str]]:
+    """k programs of a few lines, by state and simulation; each is one line with probability `ends`."""
+
+    def sample(state: str, simulation: int) -> list[str]:
+        draw = random.Random(f"{key}/{simulation}/{state}")
+        lengths = [1 if draw.random() < ends else draw.randrange(2, 6) for _ in range(k)]
+        return ["\n".join(draw.choice(LINES) for _ in range(length)) for length in lengths]
+
+    return sample
+
+
+def toy_score(text: str) -> float:
+    """One of 0, 1/7 ... 1: sums of them round, and they tie often."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[0] % 8 / 7
+
+
+def golden_cases() -> list[dict[str, Any]]:
+    base = {"simulations": 40, "k": 5, "num_decisions": 3, "c": 0.2, "eps": 0.1}
+    cases = []
+    for mode in ("collect", "value", "outcome"):
+        for ties in ("seeded", "first"):
+            params = {**base, "mode": mode, "ties": ties}
+            cases.append({"name": f"{mode}-{ties}", "params": params, "root": "def f():\n", "ends": 0.03})
+    wide = {**base, "mode": "value", "ties": "seeded", "num_decisions": 9, "k": 9, "c": 1.0}
+    cases.append({"name": "value-wide", "params": wide, "root": "", "ends": 0.05})
+    last = {**base, "mode": "collect", "ties": "seeded", "simulations": 30}
+    cases.append({"name": "collect-terminal-only", "params": last, "root": "# é\n", "ends": 1.0})
+    return cases
+
+
+def main() -> None:
+    if sys.argv[1:] != ["--write"]:
+        sys.exit("usage: python tests/oracle.py --write")
+    GOLDEN.mkdir(exist_ok=True)
+    for seed, case in enumerate(golden_cases()):
+        answers: dict[str, list[str]] = {}
+        scores: dict[str, float] = {}
+        inner = toy_sample(case["name"], case["params"]["k"], case["ends"])
+
+        def sample(state: str, simulation: int, answers=answers, inner=inner) -> list[str]:
+            return answers.setdefault(str(simulation), inner(state, simulation))
+
+        def score(text: str, scores=scores) -> float:
+            return scores.setdefault(text, toy_score(text))
+
+        root = grow(case["name"], case["root"], case["params"], seed, sample, score)
+        record = {"key": case["name"], "seed": seed, "root": case["root"], "params": case["params"]}
+        record |= {"answers": answers, "scores": scores, "tree": as_rows(root)}
+        path = GOLDEN / f"{case['name']}.json"
+        path.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        print(f"{path}: {len(record['tree']['nodes'])} nodes")
+
+
+if __name__ == "__main__":
+    main()
