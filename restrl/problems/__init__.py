@@ -1,0 +1,95 @@
+"""Problem files of all formats as one kind of record.
+
+A new format is a function from a row to a `Problem` (None: no tests, leave it out) and one line in `FORMATS`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from restrl.errors import RestrlError
+from restrl.problems import apps, humaneval, mbpp
+from restrl.problems.files import Fields, read_fields
+from restrl.records import Problem
+
+__all__ = ["FORMATS", "find_problem", "load_problems"]
+
+
+def _record(row: Fields) -> Problem:
+    """restrl's own form: one Problem per line, as `Problem.model_dump()` gives it."""
+    try:
+        return Problem.model_validate(row.row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "task_id"
+        raise row.fail(key, f"is wrong: {first['msg']}") from None
+
+
+# format -> (keys by which a row of it is known, row -> problem); the first that fits a file's first row is it.
+FORMATS: dict[str, tuple[set[str], Callable[[Fields], Problem | None]]] = {
+    "restrl": ({"task_id", "source", "tests"}, _record),
+    "mbpp": (mbpp.KEYS, mbpp.mbpp),
+    "humaneval": (humaneval.KEYS, humaneval.humaneval),
+    "apps": (apps.KEYS, apps.apps),
+    "apps-with-test": (apps.KEYS_WITH_TEST, apps.apps_with_test),
+}
+_ALIASES = {"pipelines": "restrl"}
+
+
+def load_problems(path: str | Path, format: str = "auto") -> list[Problem]:
+    """The problems of a file, in its order.
+
+    `format` is "auto" (told from the first row's keys) or one of `FORMATS`; JSONL, JSON arrays, and either gzipped.
+    Raises RestrlError naming file, line and key for a damaged row, an empty file, an unknown format or an id that
+    occurs twice. Problems without tests are left out with a warning.
+    """
+    path = Path(path)
+    name = _ALIASES.get(format, format)
+    if name != "auto" and name not in FORMATS:
+        raise RestrlError(f"unknown problem format {format!r}: one of auto, {', '.join(FORMATS)}")
+    problems: list[Problem] = []
+    places: dict[str, str] = {}
+    untested = 0
+    for row in read_fields(path):
+        if name == "auto":
+            name = _detect(row)
+        problem = FORMATS[name][1](row)
+        if problem is None:
+            untested += 1
+            continue
+        if problem.task_id in places:
+            raise RestrlError(
+                f"{row.where}: id {problem.task_id!r} occurs twice (first at {places[problem.task_id]})"
+            )
+        places[problem.task_id] = row.where
+        problems.append(problem)
+    if not problems:
+        raise RestrlError(f"{path}: no problem in it has tests")
+    if untested:
+        warnings.warn(f"{path}: {untested} problems have no tests and are left out", stacklevel=2)
+    return problems
+
+
+def _detect(row: Fields) -> str:
+    for name, (keys, _) in FORMATS.items():
+        if keys <= row.row.keys():
+            return name
+    keys = ", ".join(map(repr, list(row.row)[:8]))
+    raise RestrlError(
+        f"{row.where}: no known problem format has these keys ({keys}); name one with --format: {', '.join(FORMATS)}"
+    )
+
+
+def find_problem(problems: dict[str, Problem], task_id: str) -> Problem | None:
+    """The problem of an id; ids match with and without their `Name/` prefix."""
+    if task_id in problems:
+        return problems[task_id]
+    short = task_id.rpartition("/")[2]
+    if short in problems and "/" in task_id:
+        return problems[short]
+    matches = [p for i, p in problems.items() if i.rpartition("/")[2] == short] if "/" not in task_id else []
+    return matches[0] if len(matches) == 1 else None

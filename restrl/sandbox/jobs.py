@@ -9,6 +9,18 @@ from typing import Any
 from restrl.errors import RestrlError
 from restrl.records import Asserts, Calls, Check, Problem, Stdio
 
+# Call-based APPS programs were written where these names are there already.
+_APPS_NAMES = """\
+import bisect, collections, copy, fractions, functools, heapq, itertools, math, operator, random, re, string, sys, time
+from bisect import bisect_left, bisect_right, insort
+from collections import ChainMap, Counter, OrderedDict, defaultdict, deque
+from functools import cache, cmp_to_key, lru_cache, reduce
+from heapq import heapify, heappop, heappush, heappushpop, heapreplace, nlargest, nsmallest
+from itertools import accumulate, chain, combinations, count, cycle, groupby, permutations, product, zip_longest
+from math import ceil, comb, cos, exp, fabs, floor, gcd, inf, isqrt, log, log2, pi, sin, sqrt, tan
+from typing import Any, Dict, List, Optional, Set, Tuple, Union
+"""
+
 
 def judge_tests(problem: Problem) -> dict[str, Any]:
     """The tests of `problem` as plain data for `restrl.sandbox.judge`.
@@ -27,6 +39,7 @@ def judge_tests(problem: Problem) -> dict[str, Any]:
             "inputs": tests.args,
             "expected": tests.expected,
             "wrapped": tests.wrapped,
+            "before": _APPS_NAMES if problem.source == "apps" else "",
         }
     elif isinstance(tests, Stdio):
         if len(tests.inputs) != len(tests.outputs):

@@ -72,15 +72,17 @@ class Item:
             status, detail = stop.status, str(stop)
         except Stopped as stop:
             status, detail = stop.status, str(stop)
-        except (plain.Unserialisable, RecursionError) as error:
+        except plain.Unserialisable as error:
             status, detail = "unserialisable", str(error)
         except InfrastructureError:
             raise
-        except MemoryError:
-            status, detail = "memory", "comparing the result"
         except BaseException as error:
             theirs = any(error is e for e in candidate.raised)
-            status = "error" if theirs else "failed"
+            kinds = {
+                MemoryError: "memory",
+                RecursionError: "unserialisable",
+            }  # the judge's own, comparing the result
+            status = "error" if theirs else kinds.get(type(error), "failed")
             detail = str(error) if theirs else f"{type(error).__name__}: {error}"
         self.note(status, detail)
         # A script ends after every input; what counts there is only that it hung.
@@ -109,7 +111,7 @@ def judge_calls(item: Item) -> None:
     arguments, expected = tests["inputs"], tests["expected"]
     while len(item.statuses) < len(arguments):
         first = len(item.statuses)
-        candidate = item.start(("batch", item.program, tests["fn_name"], arguments[first:]))
+        candidate = item.start(("batch", item.program, tests["before"], tests["fn_name"], arguments[first:]))
         for want in expected[first:]:
             item.one(lambda want=want: same_call(candidate.answer(), want, tests["wrapped"]))  # type: ignore[misc]
             if not candidate.alive:
@@ -244,6 +246,10 @@ def main() -> None:
             zygote = Zygote(settings)
             zygote.wait_ready()
             answer = ("infrastructure", number, str(error))
+        except (
+            Exception
+        ) as error:  # a mistake of the judge's own must be heard of, not end in a silent restart
+            answer = ("infrastructure", number, f"judge: {type(error).__name__}: {error}")
         core.send(CALLER, core.encode(answer))
     zygote.socket.close()
     os.waitpid(zygote.pid, 0)

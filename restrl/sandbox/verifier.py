@@ -223,13 +223,7 @@ _WHAT = ["read a file", "connect", "fork", "kill", "read the environment"]
 def _leaks(pool: Pool) -> str:
     """What the probes got away with, as text; "" if nothing."""
     tests = Calls(fn_name="probe", args=[[w] for w in _WHAT], expected=["denied"] * len(_WHAT))
-    data = {
-        "kind": "calls",
-        "fn_name": "probe",
-        "inputs": tests.args,
-        "expected": tests.expected,
-        "wrapped": False,
-    }
+    data = judge_tests(Problem(task_id="self-test", source="restrl", prompt="", mode="instruct", tests=tests))
     answers: list[dict[str, Any]] = []
     done = threading.Event()
 

@@ -139,9 +139,9 @@ class Candidate:
             else:
                 self._send_value(value)
 
-    def batch(self, source, name, cases):
+    def batch(self, source, before, name, cases):
         """Call one function with each of `cases`; one answer each."""
-        if not self._load(source, "", ""):
+        if not self._load(source, before, ""):
             return
         try:
             holder = self.names.get("Solution")
