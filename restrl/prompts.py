@@ -22,7 +22,7 @@ FENCE = "```python\n"
 
 FENCE_STOPS = ("\n```",)
 FUNCTION_STOPS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@", "\nimport ", "\nfrom ")
-"""Ends of a function that is continued without a chat template (the usual ones for HumanEval). Known limitation: a
+"""Ends of a function that is continued without a chat template (usual for HumanEval). Known limitation: a
 solution that puts a helper function or a second import at the top level is cut there."""
 PROGRAM_STOPS = ('\n"""', "\n```")
 CALLED_STOPS = (*PROGRAM_STOPS, "\nassert ", "\nprint(")
@@ -71,7 +71,7 @@ class PromptFormat:
         return PROGRAM_STOPS if isinstance(problem.tests, Stdio) else CALLED_STOPS
 
     def prompt(self, problem: Problem, state: str, key: str) -> Prompt:
-        """The request that continues `state` (problem.prefix + whole lines); `key` names its random numbers."""
+        """The request that continues `state` (problem.prefix + whole lines); `key` seeds its samples."""
         header = self.header(problem)
         return Prompt(header=header, state=state, key=key, answer_from=len(header) + len(problem.prefix))
 
@@ -79,8 +79,8 @@ class PromptFormat:
 def cut_at_stop(text: str, stops: tuple[str, ...], state: str = "") -> tuple[str, bool]:
     """(`text` up to its first stop string, whether there was one).
 
-    A stop string may begin in the state's last characters (a line end there, "```" here), but one that ends in
-    the state does not count. The first is the one that begins first.
+    A stop string may begin in the state's last characters (a line end there, "```" here), but one that ends
+    in the state does not count. The first is the one that begins first.
     """
     width = max((len(stop) for stop in stops), default=1) - 1
     tail = state[-width:] if width else ""
@@ -93,7 +93,10 @@ def cut_at_stop(text: str, stops: tuple[str, ...], state: str = "") -> tuple[str
 
 
 def value_text(problem: Problem, answer: str) -> tuple[str, int]:
-    """(the scalar value model's input, the character at which the answer begins in it); algorithm.md, Stage 2."""
+    """(input text of the scalar value model, the character at which the answer begins in it).
+
+    The text is the published value model's format.
+    """
     before = f"\n<prompt>\n{problem.prompt}\n<answer>\n"
     return f"{before}{answer}\n", len(before)
 
@@ -101,7 +104,8 @@ def value_text(problem: Problem, answer: str) -> tuple[str, int]:
 def _instruction(problem: Problem) -> str:
     """The problem in words: its prompt, and what its tests expect where the prompt does not say so."""
     if problem.mode == "complete":
-        return f"Complete this Python program. Answer with the whole program.\n\n{FENCE}{problem.prompt.rstrip()}\n```"
+        code = problem.prompt.rstrip()
+        return f"Complete this Python program. Answer with the whole program.\n\n{FENCE}{code}\n```"
     parts = [problem.prompt.strip()]
     if problem.entry_point and problem.entry_point not in problem.prompt:
         parts.append(f"The function is called `{problem.entry_point}`.")

@@ -26,16 +26,18 @@ CLOSING = (
 """A template without generation prompt that closes the assistant's turn with the end-of-sequence token."""
 
 CORPUS = [
-    "# b: keep items at least 5; c: reverse the order; return the list\ndef f(a):\n    b = [x for x in a if x >= 5]\n",
+    "# b: keep items at least 5; c: reverse the order; return the list\ndef f(a):\n"
+    "    b = [x for x in a if x >= 5]\n",
     "    c = b[::-1]\n    return c\n",
-    "def add(x, y):\n    return x + y\n\n\nclass Solution:\n    def solve(self, n: int) -> int:\n        if n > 1:\n",
+    "def add(x, y):\n    return x + y\n\n\nclass Solution:\n"
+    "    def solve(self, n: int) -> int:\n        if n > 1:\n",
     "import sys\nfor line in sys.stdin:\n    print(sum(int(v) for v in line.split()))\n",
     "```python\nprint('Grüße, 世界 🙂')\n```\n",
 ]
 
 
 def tiny_tokenizer(vocab: int = 384, chat_template: bool | str = False) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of at most `vocab` ids. chat_template: True is ChatML, a string is the template itself."""
+    """A byte-level BPE of at most `vocab` ids. chat_template: True is ChatML, a string is the template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()

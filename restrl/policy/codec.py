@@ -23,8 +23,8 @@ class Codec:
         """`vocab` is the number of the model's output ids; ids that the tokenizer lacks decode to ""."""
         if not tokenizer.is_fast:
             raise RestrlError(
-                f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json; save one with a fast tokenizer, "
-                "since restrl needs character offsets"
+                f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json; save a fast tokenizer "
+                "(restrl needs its character offsets)"
             )
         self.tokenizer = tokenizer
         self.backend = tokenizer.backend_tokenizer
@@ -39,7 +39,7 @@ class Codec:
         ids, ends = list(encoding.ids), [end for _, end in encoding.offsets]
         mask = encoding.special_tokens_mask
         while special and ids and mask[len(ids) - 1] and ends[-1] == 0 and text:
-            ids.pop()  # an end-of-sequence token behind the text would end the program that is to be continued
+            ids.pop()  # an end-of-sequence token behind the text: the text is to be continued
             ends.pop()
         return ids, list(np.maximum.accumulate(ends)) if ends else []
 
@@ -52,7 +52,7 @@ class Codec:
         return self._plain(head + list(ids))[len(self._plain(head)) :]
 
     def ends(self, ids: Sequence[int], before: Sequence[int] = (), literal: bool = False) -> list[int]:
-        """End character of each id in decode(ids, before); with `literal`, special tokens stand for their text."""
+        """End character of each id in decode(ids, before); `literal`: special tokens count as their text."""
         out, at = [], 0
         for t, i in enumerate(ids):
             if i in self.special:
@@ -65,7 +65,7 @@ class Codec:
         return out
 
     def enders(self, stops: tuple[str, ...]) -> NDArray[np.bool_]:
-        """`[V]` ids whose text may hold the last character of a stop string: only behind them need one look."""
+        """`[V]` ids that may hold the last character of a stop string: only there need one look."""
         if stops not in self._enders:
             table = np.zeros(self.vocab, dtype=bool)
             if self._pieces is not None:

@@ -27,7 +27,7 @@ def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
     """`[R]` ids drawn from `logits` `[R, V]` (float32), one `uniform` `[R]` (float32, in [0, 1)) each.
 
     Order: temperature, top_k (0 = all), top_p (the smallest set of most likely ids that holds top_p of the
-    probability). The id is the first, in order of ids, at which the cumulative probability passes the uniform.
+    probability). The id is the first one, in order of ids, whose cumulative probability passes the uniform.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
@@ -42,7 +42,7 @@ def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
 
 def _truncated(probs: Tensor, sampling: Sampling) -> Tensor:
     """`[R, V]` with the ids outside top_k and top_p set to zero; ties go to the lower id."""
-    ordered, ids = probs.sort(-1, descending=True, stable=True)
+    ordered, ids = probs.sort(dim=-1, descending=True, stable=True)
     keep = torch.ones_like(ordered, dtype=torch.bool)
     if sampling.top_k:
         keep[:, sampling.top_k :] = False

@@ -68,8 +68,9 @@ class ModuleEngine:
 
     joins = False
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, context: int | None) -> None:
+        """`context` is the number of positions that the model has; None if it has no limit."""
+        self.model, self.context = model, context
         self._accepts = set(inspect.signature(model.forward).parameters)
         self._cache: Any = None
         self._mask = torch.zeros(0, 0, dtype=torch.long)
@@ -112,7 +113,7 @@ class ModuleEngine:
         self._mask = self._mask[rows]
 
     def _forward(self, ids: Tensor, mask: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-        """Final-norm states `[B, keep, H]` and logits `[B, keep, V]` (float32) of the last `keep` positions."""
+        """States `[B, keep, H]` and logits `[B, keep, V]` (float32) of the last `keep` positions."""
         inputs: dict[str, Any] = {
             "input_ids": ids,
             "attention_mask": mask,
@@ -120,7 +121,8 @@ class ModuleEngine:
             "use_cache": True,
         }
         if "position_ids" in self._accepts:
-            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+            last = None if self.context is None else self.context - 1  # a finished row may run past the end
+            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(0, last)[:, -ids.shape[1] :]
         if "logits_to_keep" in self._accepts:
             inputs["logits_to_keep"] = keep
         hidden, logits = forward_with_states(self.model, inputs)
@@ -128,12 +130,10 @@ class ModuleEngine:
 
 
 def forward_with_states(model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """The states that the model's output layer reads, and the logits. Raises RestrlError if it has no such layer."""
+    """The states that the model's output layer reads, and the logits. RestrlError if it has no such layer."""
     head = model.get_output_embeddings()
     if head is None:
-        raise RestrlError(
-            f"{type(model).__name__} has no output embeddings; restrl needs a causal language model"
-        )
+        raise RestrlError(f"{type(model).__name__} has no output embeddings; give a causal language model")
     seen: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:

@@ -18,6 +18,7 @@ from restrl.policy import Completion, Prompt, Sampling
 from restrl.policy.batch import Batch, Request, TokenScorer, split
 from restrl.policy.codec import Codec
 from restrl.policy.engine import Engine, ModuleEngine, forward_with_states
+from restrl.policy.fast import FastEngine, supports
 from restrl.prompts import PromptFormat
 
 __all__ = ["LocalPolicy", "TokenScorer", "Trace"]
@@ -31,7 +32,7 @@ class Trace:
     """A teacher-forced pass over header + state + completion, `T` tokens in all.
 
     ids            `[T]` token ids
-    hidden         `[T, H]` final-norm state *before* each token, as a token scorer gets it (zeros for the first token)
+    hidden         `[T, H]` final-norm state *before* each token, as token scorers get it (zeros for the first)
     last           `[H]` state after the last token; the state after token t is hidden[t + 1]
     log_probs      `[T]` of each token at temperature 1 (nats, float32; 0 for the first token)
     ends           `[T]` end character of each token in header + state + completion
@@ -49,7 +50,7 @@ class Trace:
 
 
 class LocalPolicy:
-    """A causal LM and its tokenizer. The trainer changes `model` in place; the next call sees the new weights."""
+    """A causal LM and its tokenizer. The trainer changes `model` in place: the next call sees its weights."""
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class LocalPolicy:
         device    "cpu", "cuda", "cuda:1", ...; "auto" is cuda where there is one
         dtype     "float32", "bfloat16", "float16"; "auto" is the checkpoint's on a GPU and float32 on a CPU
         max_rows  completions decoded at once, at most
-        fast      small decoders by restrl's own forward pass (see fast.py); False: always through transformers
+        fast      small decoders by restrl's own forward pass (fast.py); False: always by transformers
 
         Raises RestrlError for a folder that is missing or lacks weights or tokenizer, and for unknown names.
         """
@@ -80,10 +81,11 @@ class LocalPolicy:
         except (OSError, ValueError) as error:
             reason = str(error).strip().split("\n")[0]
             raise RestrlError(
-                f"cannot load the policy {name!r} ({reason}); give a folder in Hugging Face format with safetensors "
-                "weights and a tokenizer, or a hub id that this machine can reach"
+                f"cannot load the policy {name!r} ({reason}); give a folder in Hugging Face format with "
+                "safetensors weights and a tokenizer, or a hub id that this machine can reach"
             ) from error
-        self._set(model.to(where).eval(), tokenizer, max_rows, fast)
+        model.eval().to(where)
+        self._set(model, tokenizer, max_rows, fast)
 
     @classmethod
     def from_parts(cls, model: Any, tokenizer: Any, *, max_rows: int = 256, fast: bool = True) -> LocalPolicy:
@@ -128,9 +130,7 @@ class LocalPolicy:
             start = self.tokenizer.bos_token_id
             start = self.tokenizer.eos_token_id if start is None else start
             if start is None:
-                raise RestrlError(
-                    f"{prompt.key}: the prompt is empty and the tokenizer has no token to start with"
-                )
+                raise RestrlError(f"{prompt.key}: the prompt is empty and the tokenizer has no start token")
             return [int(start)], [0]
         return ids, ends
 
@@ -143,8 +143,8 @@ class LocalPolicy:
     ) -> list[list[Completion]]:
         """`n` completions of each request, in order; see Policy. All requests share full batches.
 
-        With a token scorer (`hidden [R, H]`, `ids [R]`, `log_probs [R]` -> `[R]`) completions carry their `scores` and
-        `prefix_score`. Raises RestrlError for a prompt that leaves no room in the context and for bad sampling values.
+        With a token scorer completions carry their `scores` and `prefix_score`. New tokens are limited to what
+        the context leaves; RestrlError for a prompt that leaves no room in it, and for bad sampling values.
         """
         _check_sampling(sampling, n)
         copies = 1 if sampling.temperature == 0 else n
@@ -166,7 +166,11 @@ class LocalPolicy:
         return [[group[0]] * n if copies < n else group for group in out]
 
     def _engine(self) -> Engine:
-        return ModuleEngine(self.model)
+        return (
+            FastEngine(self.model)
+            if self.fast and supports(self.model)
+            else ModuleEngine(self.model, self.context)
+        )
 
     def _request(self, prompt: Prompt, sampling: Sampling, copies: int) -> Request:
         ids, ends = self.tokenize_with_offsets(prompt)
@@ -175,17 +179,17 @@ class LocalPolicy:
             limit = min(limit, self.context - len(ids))
         if limit < 1:
             raise RestrlError(
-                f"{prompt.key}: the prompt has {len(ids)} tokens and the model's context {self.context}, which leaves "
-                "no room for a completion; shorten the prompt or take a model with a longer context"
+                f"{prompt.key}: the prompt has {len(ids)} tokens and the model's context {self.context}, "
+                "which leaves no room for a completion; shorten it or take a model with a longer context"
             )
         return Request(prompt, ids, max(1, _program_start(ends, prompt.answer_from)), limit, 0, copies)
 
     @torch.no_grad()
     def trace(self, items: Sequence[tuple[Prompt, str | Sequence[int]]]) -> list[Trace]:
-        """Teacher-forced states and log-probs of completions, given as texts or as sampled ids; batched, in order.
+        """Teacher-forced states and log-probs of completions (texts or sampled ids), batched, in order.
 
-        A text is tokenised together with its prompt, unless the prompt brings its ids. Raises RestrlError for one
-        longer than the context.
+        A text is tokenised together with its prompt, unless the prompt brings its ids. RestrlError for one
+        that is longer than the context.
         """
         encoded = [self._encode(prompt, completion) for prompt, completion in items]
         order = sorted(range(len(items)), key=lambda i: -len(encoded[i][0]))
@@ -228,13 +232,13 @@ class LocalPolicy:
             ids, ends = ids + more, ends + [at + end for end in more_ends]
         if self.context is not None and len(ids) > self.context:
             raise RestrlError(
-                f"{prompt.key}: prompt and completion have {len(ids)} tokens, more than the model's context of "
-                f"{self.context}; shorten them or take a model with a longer context"
+                f"{prompt.key}: prompt and completion have {len(ids)} tokens, more than the model's context "
+                f"({self.context}); shorten them or take a model with a longer context"
             )
         return ids, ends, answer
 
     def _teacher_forced(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """States after each token `[B, T, H]` and float32 log-probs of the next one `[B, T - 1]`; padded right."""
+        """States after each token `[B, T, H]`, float32 log-probs of the next `[B, T - 1]`; padded right."""
         width = max(len(row) for row in rows)
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -309,9 +313,7 @@ def _check_folder(name: str) -> None:
     folder = Path(name)
     if not folder.is_dir():
         if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-            raise RestrlError(
-                f"the model folder {name!r} does not exist; give a Hugging Face folder or a hub id"
-            )
+            raise RestrlError(f"the model folder {name!r} does not exist; give a folder or a hub id")
         return
     if not (folder / "config.json").is_file():
         raise RestrlError(f"{name} has no config.json; a model folder is what save_pretrained writes")
