@@ -21,9 +21,11 @@ std::vector<std::string> dummy_completions(std::uint64_t seed, std::uint64_t str
   std::vector<std::string> completions(k);
   for (std::uint32_t i = 0; i < k; ++i) {
     std::uint64_t bits = draw(seed, stream, i, 0);
-    const std::uint64_t lines = ends != 0 && bits % ends == 0 ? 1 : 2 + bits / 16 % 3;
+    const bool last = ends != 0 && bits % ends == 0;
+    const std::uint64_t lines = last ? 1 : 1 + bits / 16 % 3;
     bits >>= 8;
     for (std::uint64_t j = 0; j < lines; ++j, bits >>= 3) completions[i] += kLines[bits % kLines.size()];
+    if (!last) completions[i] += "return x\n";
   }
   return completions;
 }
