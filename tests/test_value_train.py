@@ -17,7 +17,7 @@ from restrl.errors import RestrlError
 from restrl.policy.local import LocalPolicy
 from restrl.records import Calls, Problem
 from restrl.training import loop
-from restrl.value import line_ends, load_value
+from restrl.value import line_ends, load_value, train
 from restrl.value.train import _batches, _split, _spread, _target, train_value
 
 torch.set_num_threads(1)
@@ -123,6 +123,14 @@ def test_killed_and_started_again(
         with pytest.raises(KeyboardInterrupt):
             train_value(cfg, data, PROBLEMS, policy, tmp_path / "b", seed=4)
         monkeypatch.setattr(loop._Stepper, "advance", advance)
+
+    def full(path: Path, data: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "write_json", full)
+    with pytest.raises(KeyboardInterrupt):  # the loop is done, the result is not written
+        train_value(cfg, data, PROBLEMS, policy, tmp_path / "b", seed=4)
+    monkeypatch.undo()
     again = train_value(cfg, data, PROBLEMS, policy, tmp_path / "b", seed=4)
     names = sorted(path.name for path in undisturbed.iterdir())
     assert names == sorted(path.name for path in again.iterdir())

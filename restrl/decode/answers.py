@@ -36,7 +36,7 @@ class Answer:
     budget            completions the method was allowed to draw
     generated         completions it drew, in `candidates` in order of generation
     value_tokens      tokens read by a value model's own passes (0 for the additive head while it decodes)
-    verifier_seconds  CPU time of the tests that were run to pick the answer (oracle only)
+    verifier_seconds  time in the judge for picking the answer (oracle only)
     seconds           wall time: this problem's equal share of its batch
     Samples shared with other methods are counted as if drawn for this one alone.
     """

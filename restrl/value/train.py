@@ -56,6 +56,7 @@ def train_value(
     """
     final = out / "final"
     if final.exists():
+        _remove_checkpoints(out)
         return final
     targets = [_target(row, i, problems) for i, row in enumerate(rows)]
     train, held_out = _split(targets, seed)
@@ -90,10 +91,13 @@ def train_value(
     write_json(out / "value.json", summary)
     learner.load(training.best_folder(best_step))
     checkpoint.write_folder(final, learner.model.save)
-    for folder in (out / "train").iterdir():
-        if folder.is_dir():
-            shutil.rmtree(folder)
+    _remove_checkpoints(out)
     return final
+
+
+def _remove_checkpoints(out: Path) -> None:
+    for folder in (out / "train").glob("*/"):
+        shutil.rmtree(folder)
 
 
 @dataclass
@@ -150,13 +154,21 @@ class _Training:
         loop.run(job, settings, self.out, seed=self.seed, name="train-value")
         self.learner.load(self.out / "final")
         self._evaluate(self.total)
-        if self.best.step < 0:
-            raise RestrlError(f"{self.out}: the evaluation loss was never finite; lower value.learning_rate")
-        self.learner.load(self.best_folder(self.best.step))
-        return self.best.step, evaluate(self.learner, self.evaluation)
+        return self._best_on_disk()
 
     def best_folder(self, step: int) -> Path:
         return self.out / f"best-{step}"
+
+    def _best_on_disk(self) -> tuple[int, dict[str, Any]]:
+        """Step and evaluation of the best weights kept, the first of equals; a kill may have left several."""
+        steps = sorted(int(path.name.removeprefix("best-")) for path in self.out.glob("best-[0-9]*"))
+        if not steps:
+            raise RestrlError(f"{self.out}: the evaluation loss was never finite; lower value.learning_rate")
+        found: list[tuple[int, dict[str, Any]]] = []
+        for step in steps:
+            self.learner.load(self.best_folder(step))
+            found.append((step, evaluate(self.learner, self.evaluation)))
+        return min(found, key=lambda pair: pair[1]["eval_loss"])
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.best = _Best(state["best_step"], state["best_loss"])
