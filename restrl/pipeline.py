@@ -27,6 +27,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from restrl import __version__
 from restrl import config as configuration
 from restrl.config import RunConfig
 from restrl.errors import RestrlError
@@ -240,12 +241,7 @@ class Run:
     def _write_facts(self) -> None:
         path = self.folder / "run.json"
         if not path.exists():
-            names = ("restrl", "torch", "transformers", "numpy")
-            facts = {
-                "seed": self.config.seed,
-                "versions": {"python": platform.python_version(), **{n: version(n) for n in names}},
-                "git_commit": _commit(),
-            }
+            facts = {"seed": self.config.seed, "versions": versions(), "git_commit": _commit()}
             if self.config.problems.test is not None:
                 facts["overlap"] = overlap(self.train, self.test)
             write_json(path, facts)
@@ -253,8 +249,11 @@ class Run:
 
 def load_policy(path: str, device: str = "auto", dtype: str = "auto", max_rows: int = 256) -> LocalPolicy:
     """A policy from a Hugging Face directory or hub id. Raises RestrlError for what is not one."""
+    from transformers.utils import logging
+
     from restrl.policy.local import LocalPolicy
 
+    logging.disable_progress_bar()  # of loading: ours show the work
     return LocalPolicy(path, device=device, dtype=dtype, max_rows=max_rows)
 
 
@@ -284,6 +283,12 @@ def overlap(train: list[Problem], test: list[Problem]) -> int:
     """Test problems whose prompt is also a training prompt."""
     prompts = {p.prompt for p in train}
     return sum(p.prompt in prompts for p in test)
+
+
+def versions() -> dict[str, str]:
+    """Of restrl, Python and what decides about numbers."""
+    others = {name: version(name) for name in ("torch", "transformers", "numpy")}
+    return {"restrl": __version__, "python": platform.python_version(), **others}
 
 
 def _commit() -> str | None:

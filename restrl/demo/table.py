@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from restrl.demo.jobs import ARMS, HEADS, SEARCHED, Settings, decode_parts
+from restrl.pipeline import versions
 from restrl.report import write_report
 from restrl.rows import Row, read_rows, write_json
 
@@ -36,10 +35,7 @@ def write(folder: Path, settings: Settings, wall: float) -> None:
             },
             "settings": dataclasses.asdict(settings),
             "seconds": {**seconds, "total": round(wall, 1)},
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("restrl", "torch", "transformers")},
-            },
+            "versions": versions(),
         },
     )
     write_report(folder)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from restrl.config import CollectConfig
@@ -29,7 +30,7 @@ def collect(
     """Search every problem in collect mode and write one row per tree to `out`.
 
     Row: {"schema", "task_id", "targets": [{"program", "ends", "values", "visits"}], "best": program,
-    "best_reward", "simulations", "expansions", "completions", "generated_tokens"}. `ends` are character
+    "best_reward", and the counts of restrl.search.TreeStats}. `ends` are character
     offsets into `program`: after each line past the problem's prefix, and its end. The first tree is also
     written whole to `out` with the suffix .tree.json.
     """
@@ -66,9 +67,9 @@ def collect(
                         "schema": SCHEMA_VERSION,
                         "task_id": result.key,
                         "targets": value_targets(result, cfg.targets),
-                        "best": result.best.program if result.best else None,
-                        "best_reward": result.best.value if result.best else None,
-                        **result.stats.counts(),
+                        "best": result.best.program,
+                        "best_reward": result.best.value,
+                        **asdict(result.stats),
                     }
                     for result in results
                 ]
@@ -106,7 +107,7 @@ def completer(
     temperature: float,
     max_new_tokens: int,
     seed: int,
-):  # type: ignore[no-untyped-def]
+) -> Callable[[list[Request]], list[list[Completion]]]:
     """The function that a search draws its completions from: one batch of requests over all trees."""
 
     def complete(requests: list[Request]) -> list[list[Completion]]:

@@ -13,7 +13,7 @@ from restrl.rows import Row
 from restrl.sandbox import Verifier
 from restrl.training.grpo import train_grpo
 from restrl.training.loop import TrainResult
-from restrl.training.rollout import TrainState, cut_at_stop
+from restrl.training.rollout import RewardFn, TrainState, cut_at_stop
 from restrl.training.sft import train_sft
 
 
@@ -50,7 +50,7 @@ def train_policy(
     return train_grpo(policy, starts, rewards(verifier), cfg, out, seed=seed, name=name)
 
 
-def rewards(verifier: Verifier):  # type: ignore[no-untyped-def]
+def rewards(verifier: Verifier) -> RewardFn:
     """The reward function: the share of tests that state + completion passes, up to the first stop string."""
 
     def reward(states: Sequence[TrainState], completions: list[list[Completion]]) -> list[list[float | None]]:
