@@ -90,7 +90,7 @@ def batch() -> tuple[torch.Tensor, ...]:
     """Log-probs, old, reference, mask and advantages that the frozen numbers were made from."""
     i = torch.arange(20, dtype=torch.float64).reshape(4, 5)
     log_probs = -0.3 - 1.5 * torch.sin(1.7 * i + 0.3) ** 2
-    old = log_probs + 0.45 * torch.sin(2.9 * i + 1.0)
+    old = log_probs + 0.9 * torch.sin(2.9 * i + 1.0)
     ref = log_probs + 0.6 * torch.cos(1.3 * i)
     mask = (torch.arange(5)[None] < torch.tensor([5, 3, 1, 0])[:, None]).double()
     advantages = torch.tensor([0.8, -1.1, 0.6, -0.3], dtype=torch.float64)
