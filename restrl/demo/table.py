@@ -11,6 +11,7 @@ from restrl.demo.jobs import ARMS, HEADS, SEARCHED, Settings, decode_parts
 from restrl.pipeline import versions
 from restrl.report import write_report
 from restrl.rows import Row, read_rows, write_json
+from restrl.training.rollout import STD_BIN_WIDTH, STD_BINS
 
 KEPT = ("accuracy", "stderr", "problems", "generated_tokens", "value_tokens", "seconds")
 
@@ -87,10 +88,10 @@ def _histogram(metrics: list[Row]) -> dict[str, Any]:
     """Mean and histogram of the within-group reward std over all groups of a training run."""
     names = sorted(name for name in metrics[0] if name.startswith("reward_std/bin_"))
     counts = [sum(row[name] for row in metrics) for name in names]
-    width = 0.05
+    edges = [round(i * STD_BIN_WIDTH, 2) for i in range(STD_BINS + 1)]
     return {
         "mean": sum(row["reward_std"] for row in metrics) / len(metrics),
-        "histogram": {"edges": [round(i * width, 2) for i in range(len(names) + 1)], "counts": counts},
+        "histogram": {"edges": edges, "counts": counts},
     }
 
 

@@ -22,6 +22,9 @@ from restrl.training.hf import batch_positions
 from restrl.training.loop import Log
 
 
+STD_BINS, STD_BIN_WIDTH = 12, 0.05  # of the histogram of reward_std over groups: 0 to 0.6
+
+
 @dataclass(frozen=True)
 class TrainState:
     """A starting state: a problem, the prompt (partial program included) and the domain's stop strings."""
@@ -164,12 +167,14 @@ def _check_shape(rewards: list[list[float | None]], states: Sequence[TrainState]
 
 def _reward_log(rewards: Tensor, raw: Tensor) -> Log:
     std = group_std(raw)
+    counts = torch.histc(std, bins=STD_BINS, min=0.0, max=STD_BINS * STD_BIN_WIDTH)
     return {
         "reward": float(rewards.nanmean()),
         "rewards/verifier/mean": float(raw.nanmean()),
         "reward_std": float(std.mean()),
         "frac_reward_zero_std": float((std == 0).double().mean()),
         "rewards/unscorable": float(raw.isnan().double().mean()),
+        **{f"reward_std/bin_{i:02d}": float(count) for i, count in enumerate(counts)},
     }
 
 
