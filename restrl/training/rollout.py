@@ -21,7 +21,6 @@ from restrl.training.batch import Row
 from restrl.training.hf import batch_positions
 from restrl.training.loop import Log
 
-
 STD_BINS, STD_BIN_WIDTH = 12, 0.05  # of the histogram of reward_std over groups: 0 to 0.6
 
 
