@@ -23,7 +23,7 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 
 def mean_pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> float:
-    """Mean of pass@k over problems, given as (samples, correct). Raises RestrlError where k exceeds a count."""
+    """Mean of pass@k over problems, given as (samples, correct). Raises RestrlError as `pass_at_k`."""
     if not counts:
         raise RestrlError("pass@k of no problem at all")
     return float(np.mean([pass_at_k(n, c, k) for n, c in counts]))

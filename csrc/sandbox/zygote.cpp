@@ -75,7 +75,7 @@ bool Zygote::receive(Request& request) const {
   int fds[kMaxDescriptors] = {-1, -1, -1};
   const std::size_t bytes = header->cmsg_len - CMSG_LEN(0);
   std::memcpy(fds, CMSG_DATA(header), bytes < sizeof fds ? bytes : sizeof fds);
-  request = Request{fds[0], fds[1], fds[2]};
+  request = Request{kind == 's', fds[0], fds[1], fds[2]};
   return true;
 }
 
@@ -88,7 +88,7 @@ void Zygote::before_fork() const {
 
 void Zygote::in_child(const Request& request) const {
   setsid();
-  if (params_.namespaces && params_.scratch_bytes > 0) {
+  if (request.scratch && params_.namespaces && params_.scratch_bytes > 0) {
     if (unshare(CLONE_NEWNS) != 0) throw SandboxError("new mount namespace");
     const std::string options = "mode=777,nr_inodes=4096,size=" + std::to_string(params_.scratch_bytes);
     if (mount("scratch", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, options.c_str()) != 0)

@@ -1,6 +1,6 @@
 // The zygote's side of one candidate: take a request, fork, hand back the pidfd, wait, report.
 //
-//   judge ── 1 byte + [channel, stdin?, stdout?] ──► zygote ── fork ──► candidate (channel on 3, no other
+//   judge ── 'f' or 's' + [channel, stdin?, stdout?] ──► zygote ── fork ──► candidate (channel on 3, no other
 //   descriptor) judge ◄── 'F' + pidfd ──────────────────────────┘ judge ◄── 'X' + Ended ── after the
 //   candidate is reaped
 //
@@ -16,6 +16,7 @@
 namespace restrl::sandbox {
 
 struct Request {
+  bool scratch = false;  // 's': with a /tmp of its own to write to, which costs a mount namespace
   int channel = -1;
   int input = -1;   // becomes descriptor 0
   int output = -1;  // becomes descriptor 1

@@ -29,7 +29,7 @@ def _record(row: Fields) -> Problem:
         raise row.fail(key, f"is wrong: {first['msg']}") from None
 
 
-# format -> (keys by which a row of it is known, row -> problem); the first that fits a file's first row is it.
+# format -> (keys by which a row of it is known, row -> problem); the first that fits the first row is taken.
 FORMATS: dict[str, tuple[set[str], Callable[[Fields], Problem | None]]] = {
     "restrl": ({"task_id", "source", "tests"}, _record),
     "mbpp": (mbpp.KEYS, mbpp.mbpp),
@@ -43,9 +43,9 @@ _ALIASES = {"pipelines": "restrl"}
 def load_problems(path: str | Path, format: str = "auto") -> list[Problem]:
     """The problems of a file, in its order.
 
-    `format` is "auto" (told from the first row's keys) or one of `FORMATS`; JSONL, JSON arrays, and either gzipped.
-    Raises RestrlError naming file, line and key for a damaged row, an empty file, an unknown format or an id that
-    occurs twice. Problems without tests are left out with a warning.
+    `format` is "auto" (told from the first row's keys) or one of `FORMATS`; JSONL or a JSON array, gzipped or not.
+    Raises RestrlError naming file, line and key for a damaged row, an empty file, an unknown format or an id
+    that occurs twice. Problems without tests are left out with a warning.
     """
     path = Path(path)
     name = _ALIASES.get(format, format)
@@ -78,9 +78,10 @@ def _detect(row: Fields) -> str:
     for name, (keys, _) in FORMATS.items():
         if keys <= row.row.keys():
             return name
-    keys = ", ".join(map(repr, list(row.row)[:8]))
+    shown = ", ".join(map(repr, list(row.row)[:8]))
     raise RestrlError(
-        f"{row.where}: no known problem format has these keys ({keys}); name one with --format: {', '.join(FORMATS)}"
+        f"{row.where}: no known problem format has these keys ({shown}); "
+        f"name one with --format: {', '.join(FORMATS)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""APPS: programs that read stdin, or functions that are called; also the form `id, prompt, code, test` of it."""
+"""APPS: programs that read stdin, or functions that are called; and its form `id, prompt, code, test`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def apps(row: Fields) -> Problem | None:
 
 
 def apps_with_test(row: Fields) -> Problem | None:
-    """One row of the published training file: `test` holds what `input_output` holds elsewhere, `code` a solution."""
+    """One row of the method's published training file: `test` is `input_output`, `code` a solution."""
     code = row.text("code", "")
     return _problem(row, "test", row.text("prompt"), row.data("test", {}), "", [code] if code else [], {})
 

@@ -30,7 +30,7 @@ def mbpp(row: Fields) -> Problem:
 
 
 def _entry_point(test: str, code: str) -> str | None:
-    """The function that the assert calls: the first call of a name that the reference defines, if there is one."""
+    """The function that the assert calls: the first called name that the reference defines."""
     try:
         calls = [n.func.id for n in ast.walk(ast.parse(test.strip())) if _is_named_call(n)]  # type: ignore[attr-defined]
         defined = {n.name for n in ast.walk(ast.parse(code)) if isinstance(n, ast.FunctionDef)}

@@ -10,7 +10,7 @@ from restrl.errors import RestrlError
 
 
 class VerdictCache:
-    """Verdict fields by digest, in memory and, with a path, in a JSONL file that grows by one line per verdict."""
+    """Verdict fields by digest: in memory and, with a path, in a JSONL file, one line per verdict."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._rows: dict[str, dict[str, Any]] = {}

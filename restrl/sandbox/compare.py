@@ -18,7 +18,7 @@ def listed(value: Any) -> Any:
 
 
 def same_call(got: Any, expected: Any, wrapped: bool) -> bool:
-    """Whether a call's result is the expected one; with `wrapped`, also where that stands in one more list (APPS)."""
+    """Whether a call gave what was expected; with `wrapped`, perhaps in one more list (APPS)."""
     got, expected = listed(got), listed(expected)
     if bool(got == expected):
         return True
@@ -52,8 +52,8 @@ def _same_token(got: str, expected: str, tolerant: bool) -> bool:
 def same_output(got: str, expected: str, tolerant: bool) -> bool:
     """Whether a program printed what was expected: line by line, word by word, numbers by value.
 
-    White space at the ends of lines and empty lines do not count. `tolerant` (APPS) lets fractions differ by 1e-5
-    relative; without it (LiveCodeBench) numbers are equal as decimals.
+    White space at the ends of lines and empty lines do not count. `tolerant` (APPS) lets fractions differ by
+    1e-5 relative; without it (LiveCodeBench) numbers are equal as decimals.
     """
     have = [line.split() for line in got.split("\n") if line.strip()]
     want = [line.split() for line in expected.split("\n") if line.strip()]

@@ -1,4 +1,4 @@
-"""From a problem to what a judge needs of it: plain data, split into what the judge holds and what a candidate may see."""
+"""From a problem to what a judge needs of it: plain data."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from restrl.records import Asserts, Calls, Check, Problem, Stdio
 
 # Call-based APPS programs were written where these names are there already.
 _APPS_NAMES = """\
-import bisect, collections, copy, fractions, functools, heapq, itertools, math, operator, random, re, string, sys, time
+import bisect, collections, copy, fractions, functools, heapq, itertools, math, operator, random, re
+import string, sys, time
 from bisect import bisect_left, bisect_right, insort
 from collections import ChainMap, Counter, OrderedDict, defaultdict, deque
 from functools import cache, cmp_to_key, lru_cache, reduce
 from heapq import heapify, heappop, heappush, heappushpop, heapreplace, nlargest, nsmallest
-from itertools import accumulate, chain, combinations, count, cycle, groupby, permutations, product, zip_longest
+from itertools import accumulate, chain, combinations, count, cycle, groupby, permutations, product
 from math import ceil, comb, cos, exp, fabs, floor, gcd, inf, isqrt, log, log2, pi, sin, sqrt, tan
 from typing import Any, Dict, List, Optional, Set, Tuple, Union
 """
@@ -75,7 +76,7 @@ def _parse(source: str, problem: Problem, what: str) -> ast.Module:
 
 
 def _trusted_prefix(prefix: str) -> list[str]:
-    """The prefix as a module, if it is one (HumanEval's prompts end in a docstring; a bare signature gets a body)."""
+    """The prefix as a module, if it is one (HumanEval's end in a docstring; a bare signature gets a body)."""
     for source in (prefix, prefix.rstrip() + "\n    pass\n"):
         try:
             ast.parse(source)
@@ -110,8 +111,8 @@ def _loaded_names(tree: ast.Module) -> set[str]:
 def _asserts(problem: Problem, tests: Asserts) -> dict[str, Any]:
     """MBPP: which names of the asserts live in the candidate, and where the set-up code runs.
 
-    Set-up that uses names of the program (MBPP 367 and 927 build trees of its class) runs in the candidate after the
-    program; the judge then passes its variables by name. Other set-up runs on both sides before anything else.
+    Set-up that uses names of the program (MBPP 367 and 927 build trees of its class) runs in the candidate
+    after the program; the judge then passes its variables by name. Other set-up runs first, on both sides.
     """
     trees = [_parse(source, problem, "assert") for source in tests.asserts]
     setup = _parse(tests.setup, problem, "set-up code")

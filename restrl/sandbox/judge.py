@@ -1,8 +1,8 @@
 """The judge: holds the tests, runs them against candidates, answers with per-test statuses.
 
-Started by the verifier as its own program (`main`), with the socket to it on descriptor 0. It handles one item at a
-time: (number, program, tests) in, (number, statuses, seconds, detail) out. Test code is trusted and runs here; the
-program runs in a candidate (remote.py), and only plain data comes back.
+Started by the verifier as its own program (`main`), with the socket to it on descriptor 0. It handles one
+item at a time: (number, program, tests) in, (number, statuses, seconds, detail) out. Test code is trusted and
+runs here; the program runs in a candidate (remote.py), and only plain data comes back.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from restrl._core import sandbox as core
 from restrl.sandbox import plain
 from restrl.sandbox.compare import same_call, same_output
+from restrl.sandbox.native import core
 from restrl.sandbox.remote import CALLER, Candidate, InfrastructureError, Name, Refused, Stopped, Zygote
 
 MAX_RESTARTS = 1  # candidates that may hang or crash before the remaining tests share their fate
@@ -78,7 +78,7 @@ class Item:
             raise
         except BaseException as error:
             theirs = any(error is e for e in candidate.raised)
-            kinds = {
+            kinds: dict[type, str] = {
                 MemoryError: "memory",
                 RecursionError: "unserialisable",
             }  # the judge's own, comparing the result
@@ -106,6 +106,15 @@ def _compiled(source: str) -> Any:
     return compile(source, "<tests>", "exec", dont_inherit=True)
 
 
+def _same_answer(candidate: Candidate, want: Any, wrapped: bool) -> bool:
+    return same_call(candidate.answer(), want, wrapped)
+
+
+def _holds(source: str, names: dict[str, Any]) -> bool:
+    exec(_compiled(source), names)
+    return True
+
+
 def judge_calls(item: Item) -> None:
     tests = item.tests
     arguments, expected = tests["inputs"], tests["expected"]
@@ -113,7 +122,7 @@ def judge_calls(item: Item) -> None:
         first = len(item.statuses)
         candidate = item.start(("batch", item.program, tests["before"], tests["fn_name"], arguments[first:]))
         for want in expected[first:]:
-            item.one(lambda want=want: same_call(candidate.answer(), want, tests["wrapped"]))  # type: ignore[misc]
+            item.one(functools.partial(_same_answer, candidate, want, tests["wrapped"]))
             if not candidate.alive:
                 break
         if not candidate.alive and item.stops > MAX_RESTARTS:
@@ -152,7 +161,7 @@ def judge_asserts(item: Item) -> None:
             exec(_compiled(tests["setup"]), names)
             for name in tests["names"]:
                 names.setdefault(name, Name(candidate, name))  # what the tests themselves import comes first
-        item.one(lambda source=source: exec(_compiled(source), names) is None)  # type: ignore[misc]
+        item.one(functools.partial(_holds, source, names))
 
 
 def _stdin(text: str) -> int:
@@ -212,7 +221,7 @@ def _requests() -> Iterator[tuple[int, str, bytes]]:
 
 
 def main() -> None:
-    """Serve one verifier until it hangs up. The first message holds the settings; the first answer names what failed."""
+    """Serve one verifier until it hangs up. Its first message holds the settings; "ready" or "refused" answers."""
     core.die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     data = core.receive(CALLER)

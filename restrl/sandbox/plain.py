@@ -1,7 +1,8 @@
 """Data that crosses between judge and candidate: beyond the codec's exact built-in types.
 
-Both processes use this module; neither trusts what the other sends. `export` turns an object into (tag, payload),
-`restore` builds it back from data alone: no code of the sender runs, and comparison uses the receiver's own classes.
+Both processes use this module; neither trusts what the other sends. `export` turns an object into (tag,
+payload), `restore` builds it back from data alone: no code of the sender runs, and comparison uses the
+receiver's own classes.
 Imported by processes that load nothing else of restrl: standard library only.
 """
 
@@ -21,7 +22,7 @@ MAX_ITERATOR_ITEMS = 1_000_000
 
 
 class Unserialisable(BaseException):
-    """A value that is no plain data was compared, inspected or sent. Not an Exception: tests must not swallow it."""
+    """A value that is no plain data was compared or sent. Not an Exception: tests must not swallow it."""
 
 
 class MatchData:
@@ -130,29 +131,80 @@ def _builtin(name: str) -> Any:
 
 
 _SHARED_BUILTINS = frozenset(
-    "abs all any ascii bin bool bytearray bytes callable chr complex dict divmod enumerate filter float format frozenset hash "
-    "hex int iter len list map max min next object oct ord pow print range repr reversed round set slice sorted str sum "
-    "tuple type zip Exception ValueError TypeError KeyError IndexError ZeroDivisionError ArithmeticError LookupError "
-    "RuntimeError StopIteration AssertionError AttributeError NameError OverflowError".split()
+    (
+        *(
+            "abs",
+            "all",
+            "any",
+            "ascii",
+            "bin",
+            "bool",
+            "bytearray",
+            "bytes",
+            "callable",
+            "chr",
+            "complex",
+            "dict",
+        ),
+        *(
+            "divmod",
+            "enumerate",
+            "filter",
+            "float",
+            "format",
+            "frozenset",
+            "hash",
+            "hex",
+            "int",
+            "iter",
+            "len",
+        ),
+        *(
+            "list",
+            "map",
+            "max",
+            "min",
+            "next",
+            "object",
+            "oct",
+            "ord",
+            "pow",
+            "print",
+            "range",
+            "repr",
+            "reversed",
+        ),
+        *("round", "set", "slice", "sorted", "str", "sum", "tuple", "type", "zip"),
+        *(
+            "Exception",
+            "ValueError",
+            "TypeError",
+            "KeyError",
+            "IndexError",
+            "ZeroDivisionError",
+            "ArithmeticError",
+        ),
+        *("LookupError", "RuntimeError", "StopIteration", "AssertionError", "AttributeError", "NameError"),
+    )
 )
 
 
 def export(value: Any) -> tuple[str, Any] | None:
-    """(tag, payload) of a value that is no exact built-in, or None where it cannot leave its process as data."""
+    """(tag, payload) of a value that is no exact built-in, or None where it cannot travel as data."""
     kind = type(value)
     if kind in _EXPORTS:
         tag, take = _EXPORTS[kind]
         return tag, take(value)
     if kind in _VIEWS:
         return _VIEWS[kind], list(value)
-    if kind.__module__ == "builtins" and "__next__" in kind.__dict__ or kind.__module__ == "itertools":
+    if (kind.__module__ == "builtins" and "__next__" in kind.__dict__) or kind.__module__ == "itertools":
         items = list(itertools.islice(value, MAX_ITERATOR_ITEMS + 1))
         return ("iterator", items) if len(items) <= MAX_ITERATOR_ITEMS else None
     if kind.__module__ == "numpy" and kind.__name__ != "ndarray" and "item" in dir(kind):
         return "plain", value.item()
-    name = vars(builtins).get(value.__name__) if kind is type or kind is type(len) else None
-    if name is value and value.__name__ in _SHARED_BUILTINS:
-        return "builtin", value.__name__
+    if kind in (type, type(len)):
+        name = value.__name__
+        return ("builtin", name) if name in _SHARED_BUILTINS and vars(builtins)[name] is value else None
     for base, plain in _BASES:
         if isinstance(value, base):
             return "plain", plain(value)

@@ -1,13 +1,13 @@
 """Judges as processes: start them, feed them, replace those that end. One thread owns them all.
 
-That thread starts the judges, so that their parent-death signal is tied to it: they end with this process, whatever
-ends it. Nothing is ever forked from the caller (it may hold a model and secrets): judges are fresh programs.
+That thread starts the judges, so that their parent-death signal is tied to it: they end with this process,
+whatever ends it. Nothing is ever forked from the caller (it may hold a model and secrets): judges are fresh
+programs.
 """
 
 from __future__ import annotations
 
 import collections
-import os
 import selectors
 import signal
 import socket
@@ -19,11 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from restrl import _core
 from restrl.sandbox.judge import count_tests, verdict_seconds
+from restrl.sandbox.native import CORE_FILE, core
 from restrl.sandbox.settings import Limits
-
-core = _core.sandbox
 
 QUEUE = 3  # items a judge holds: the one it judges and what it goes on with
 GRACE = 2.0  # seconds past a verdict's cap before the judge itself is taken to hang
@@ -65,7 +63,7 @@ class JudgeProcess:
     def __init__(self, settings: dict[str, Any]) -> None:
         ours, theirs = socket.socketpair()
         root = str(Path(__file__).resolve().parents[2])
-        arguments = [sys.executable, "-I", "-S", "-X", "utf8", "-c", _PROGRAM, root, str(_core.__file__)]
+        arguments = [sys.executable, "-I", "-S", "-X", "utf8", "-c", _PROGRAM, root, CORE_FILE]
         self.process = subprocess.Popen(
             arguments + settings["sys_path"],
             stdin=theirs.fileno(),
@@ -95,7 +93,7 @@ class JudgeProcess:
 
 
 class Pool:
-    """`workers` judges of one isolation tier. Raises RuntimeError with the kernel's reason if they cannot start."""
+    """`workers` judges of one isolation tier. Raises RuntimeError with the reason if they cannot start."""
 
     def __init__(self, settings: dict[str, Any], limits: Limits, workers: int) -> None:
         self.settings, self.limits, self.workers = settings, limits, workers
@@ -271,7 +269,3 @@ class Pool:
         self._selector.close()
         self._wake.close()
         self._woken.close()
-
-
-def cpu_count() -> int:
-    return len(os.sched_getaffinity(0))

@@ -1,8 +1,9 @@
-"""The judge's side of a candidate: start it, call into it, watch its limits, end it. Standard library only."""
+"""The judge's side of a candidate: start it, call into it, watch its limits, end it."""
 
 from __future__ import annotations
 
 import builtins
+import contextlib
 import os
 import select
 import signal
@@ -13,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from restrl._core import sandbox as core
 from restrl.sandbox import plain
+from restrl.sandbox.native import CORE_FILE, core
 
 CALLER = 0  # descriptor of the socket to the process that asked; its hang-up ends the judge
 _ENDED = struct.Struct("iiq")
@@ -26,7 +27,7 @@ class InfrastructureError(Exception):
 
 
 class Stopped(BaseException):
-    """The candidate can answer no more: `status` is timeout, memory, crashed or output_limit. Not to be swallowed."""
+    """The candidate can answer no more; `status` says why. Not an Exception: tests must not swallow it."""
 
     def __init__(self, status: str, detail: str, code: int | None = None) -> None:
         super().__init__(detail)
@@ -48,7 +49,7 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         here = Path(__file__).resolve().parent
         program = [sys.executable, "-I", "-S", "-X", "utf8", str(here / "zygote.py"), str(here.parents[1])]
-        arguments = [*program, str(sys.modules["restrl._core"].__file__), core.encode(settings).hex()]
+        arguments = [*program, CORE_FILE, core.encode(settings).hex()]
         # Above 3, so that the copy to 3 is a real one and is inherited.
         high = socket.socket(fileno=os.dup(theirs.fileno())) if theirs.fileno() == 3 else theirs
         actions = [
@@ -73,10 +74,10 @@ class Zygote:
         if answer != b"R":
             raise InfrastructureError(answer[1:].decode(errors="replace") or "the zygote ended at start")
 
-    def fork(self, fds: list[int]) -> int:
+    def fork(self, fds: list[int], scratch: bool) -> int:
         """A new candidate that holds `fds` (channel, stdin, stdout); returns its pidfd."""
         try:
-            socket.send_fds(self.socket, [b"f"], fds)
+            socket.send_fds(self.socket, [b"s" if scratch else b"f"], fds)
             kind, received, _, _ = socket.recv_fds(self.socket, 64, 1)
         except (OSError, TimeoutError) as error:
             raise InfrastructureError(f"zygote: {error}") from error
@@ -85,7 +86,7 @@ class Zygote:
         return received[0]
 
     def ended(self, timeout: float) -> tuple[int, int] | None:
-        """(exit code or -signal, CPU microseconds) of the current candidate; None if it has not ended in time."""
+        """(exit code or -signal, CPU microseconds) of the current candidate; None if it runs on."""
         self.socket.settimeout(max(timeout, 0.0) or 1e-6)
         try:
             data = self.socket.recv(64)
@@ -100,15 +101,13 @@ class Zygote:
 
     def close(self) -> None:
         self.socket.close()
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         os.waitpid(self.pid, 0)
 
 
 class Handle:
-    """An object that stayed in the candidate. It can be called and passed back, never compared or looked into."""
+    """An object that stayed in the candidate: it can be called and passed back, never compared."""
 
     def __init__(self, candidate: Candidate, number: int, is_callable: bool, kind: str) -> None:
         self._candidate, self._number, self._callable, self._kind = candidate, number, is_callable, kind
@@ -139,6 +138,25 @@ class Name:
         return self._candidate.call(self._name, args, kwargs)
 
 
+# A program that writes files says one of these somewhere; the others are spared the mount of a scratch place.
+_FILE_WORDS = (
+    "open",
+    "import os",
+    "os.",
+    "path",
+    "temp",
+    "shutil",
+    "sqlite",
+    "import io",
+    "shelve",
+    "logging",
+)
+
+
+def wants_scratch(program: str) -> bool:
+    return any(word in program for word in _FILE_WORDS)
+
+
 class Candidate:
     """One forked candidate. `deadline` (monotonic seconds) is set anew by the judge for every test."""
 
@@ -149,7 +167,7 @@ class Candidate:
         ours, theirs = socket.socketpair()
         self.channel = ours
         try:
-            self.pidfd = zygote.fork([theirs.fileno(), *fds])
+            self.pidfd = zygote.fork([theirs.fileno(), *fds], wants_scratch(job[1]))
         finally:
             theirs.close()
         self.alive = True
@@ -235,9 +253,8 @@ class Candidate:
             raise plain.Unserialisable(text)
         if status != "error":
             raise Stopped(status, text)
-        error = _exception(base, text)
-        self.raised.append(error)
-        raise error
+        self.raised.append(_exception(base, text))
+        raise self.raised[-1]
 
     def finished(self) -> None:
         """Wait for the end of a script; raises what it died of."""
@@ -255,10 +272,8 @@ class Candidate:
         """Kill it if it lives, and wait until it is reaped."""
         if self.alive:
             self.alive = False
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             ended = self.zygote.ended(_START_SECONDS)
             if ended is None:
                 raise InfrastructureError("a killed candidate did not end")
@@ -269,7 +284,7 @@ class Candidate:
             self.channel.close()
 
     def output(self, pipe: int, limit: int) -> bytes:
-        """Everything it writes to `pipe` until it closes it. Raises Stopped past `limit` bytes or the deadline."""
+        """What it writes to `pipe` until it closes it. Raises Stopped past `limit` bytes or the deadline."""
         poll = select.poll()
         poll.register(pipe, select.POLLIN)
         poll.register(CALLER, 0)

@@ -14,7 +14,9 @@ from restrl.errors import RestrlError
 from restrl.records import Calls, Problem
 from restrl.sandbox.cache import VerdictCache
 from restrl.sandbox.jobs import judge_tests
-from restrl.sandbox.pool import Pool, Task, core, task_seconds
+from restrl.sandbox.judge import count_tests
+from restrl.sandbox.native import core
+from restrl.sandbox.pool import Pool, Task, task_seconds
 from restrl.sandbox.settings import TIERS, VERSION, Limits, sandbox_settings
 
 _KNOWN_PROBLEMS = 4096
@@ -24,8 +26,8 @@ _KNOWN_PROBLEMS = 4096
 class Verdict:
     """What became of one program.
 
-    status     "passed", or the status of the first test that did not pass: failed, error, timeout, memory, crashed,
-               output_limit, unserialisable; infrastructure_error where nothing could be found out
+    status     "passed", or the status of the first test that did not pass: failed, error, timeout, memory,
+               crashed, output_limit, unserialisable; infrastructure_error where nothing could be found out
     reward     fraction of tests passed, in [0, 1]; None for infrastructure_error
     tests      status of every test, in order
     seconds    wall time in the judge
@@ -94,8 +96,8 @@ class Verifier:
             pool.close()
             reasons.append(f"{tier}: {leaks}")
         raise RestrlError(
-            f"no sandbox can be set up here ({'; '.join(reasons)}); allow unprivileged user namespaces or use a "
-            "kernel with Landlock, or pass allow_unsafe to run programs unconfined"
+            f"no sandbox can be set up here ({'; '.join(reasons)}); allow unprivileged user namespaces or "
+            "use a kernel with Landlock, or pass allow_unsafe to run programs unconfined"
         )
 
     def __enter__(self) -> Verifier:
@@ -166,7 +168,7 @@ class Verifier:
                 return known[1:]
             data = judge_tests(problem)
             payload = core.encode(data)
-            count = 1 if data["kind"] == "check" else len(data.get("inputs", data.get("asserts")))
+            count = count_tests(data)
             if len(self._payloads) >= _KNOWN_PROBLEMS:
                 self._payloads.clear()
             # Holding the problem keeps its id its own.
@@ -208,7 +210,8 @@ def probe(what):
             if os.fork() == 0:
                 os._exit(0)
         elif what == "kill":
-            return "allowed" if any(alive(p) for p in (os.getppid(), *range(1, 20)) if p not in (0, os.getpid())) else "denied"
+            others = {os.getppid(), *range(1, 20)} - {0, os.getpid()}
+            return "allowed" if any(map(alive, others)) else "denied"
         elif what == "read the environment":
             return "denied" if set(os.environ) <= {"LC_CTYPE"} else "allowed"
     except ConnectionRefusedError:

@@ -1,14 +1,16 @@
-"""The process that forks candidates, and what runs inside them. Started as a script with an empty environment.
+"""The process that forks candidates, and what runs in them. A script, started with an empty environment.
 
-    python -I -S zygote.py ROOT CORE.so SETTINGS     (ROOT: restrl's parent folder; SETTINGS: hexadecimal codec bytes)
+    python -I -S zygote.py ROOT CORE.so SETTINGS    (restrl's parent folder, its core, hexadecimal codec bytes)
 
-The parent loop is C++ (`restrl._core.sandbox.serve`); it returns here once per candidate, confined, with the channel
-on descriptor 3. What a candidate may see: its own program, set-up code, call arguments or stdin. Never a test.
+The parent loop is C++ (`restrl._core.sandbox.serve`); it returns here once per candidate, confined, with the
+channel on descriptor 3. What a candidate may see: its own program, set-up code, call arguments or stdin.
+Never a test.
 """
 
 # The imports are what programs commonly import: done once here, shared by every fork.
 import bisect
 import collections
+import contextlib
 import copy
 import functools
 import gc
@@ -24,21 +26,22 @@ import re
 import string
 import sys
 import types
-import typing  # noqa: F401
+from typing import Any
 
 _WARM = (bisect, collections, copy, functools, heapq, itertools, math, operator, random, re, string)
 _LONGEST_MESSAGE = 300
 
 
-def _load(name, path):
+def _load(name: str, path: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-def _add_site_builtins():
+def _add_site_builtins() -> None:
     import _sitebuiltins
 
     end_of_file = "Ctrl-D (i.e. EOF)"
@@ -51,38 +54,39 @@ def _add_site_builtins():
 class Candidate:
     """One confined process: loads a program and answers calls, or runs it as a script."""
 
-    def __init__(self, core, plain, channel, limits):
+    def __init__(self, core: Any, plain: Any, channel: int, limits: dict[str, Any]) -> None:
         self.core, self.plain, self.channel = core, plain, channel
         self.max_bytes = limits["result_bytes"]
-        self.handles = []
+        self.handles: list[Any] = []
+        self.names: dict[str, Any] = {}
 
     # -- values
 
-    def _export(self, value):
+    def _export(self, value: Any) -> tuple[str, Any]:
         pair = self.plain.export(value)
         if pair is None:
             self.handles.append(value)
             return "handle", (len(self.handles) - 1, callable(value), type(value).__name__)
         return pair
 
-    def _restore(self, tag, payload):
+    def _restore(self, tag: str, payload: Any) -> Any:
         if tag == "handle":
             return self.handles[payload]
         if tag == "ref":
             return eval(payload, self.names)
         return self.plain.restore(tag, payload)
 
-    def _send(self, message, hook=None):
+    def _send(self, message: tuple[Any, ...], hook: Any = None) -> None:
         if not self.core.send(self.channel, self.core.encode(message, hook, self.max_bytes)):
             os._exit(0)
 
-    def _receive(self):
+    def _receive(self) -> Any:
         data = self.core.receive(self.channel)
         if not isinstance(data, bytes):
             os._exit(0)
         return self.core.decode(data, self._restore)
 
-    def _send_value(self, value):
+    def _send_value(self, value: Any) -> None:
         try:
             self._send(("value", value), self._export)
         except self.core.TooLarge as error:
@@ -90,7 +94,7 @@ class Candidate:
         except (self.core.Unserialisable, self.plain.Unserialisable, RecursionError) as error:
             self._send(("raise", "unserialisable", "", f"result: {error}"))
 
-    def _send_error(self, error, when):
+    def _send_error(self, error: BaseException, when: str) -> None:
         kind = type(error)
         base = next((k.__name__ for k in kind.__mro__ if k.__module__ == "builtins"), "Exception")
         status = "memory" if isinstance(error, MemoryError) else "error"
@@ -102,22 +106,20 @@ class Candidate:
 
     # -- programs
 
-    def _module(self, name):
+    def _module(self, name: str) -> types.ModuleType:
         module = types.ModuleType(name)
         sys.modules[name] = module
         self.names = module.__dict__
         return module
 
-    def _load(self, source, before, after):
+    def _load(self, source: str, before: str, after: str) -> bool:
         """Run the program as a module; False (and the reason sent) where it does not load."""
         self._module("candidate")
         try:
             if before:
                 exec(compile(before, "<setup>", "exec", dont_inherit=True), self.names)
-            try:
+            with contextlib.suppress(SystemExit):  # a program may end itself; what it defined counts
                 exec(compile(source, "<program>", "exec", dont_inherit=True), self.names)
-            except SystemExit:
-                pass  # a program may end itself; what it defined counts
             if after:
                 exec(compile(after, "<setup>", "exec", dont_inherit=True), self.names)
         except BaseException as error:
@@ -125,8 +127,8 @@ class Candidate:
             return False
         return True
 
-    def serve(self, source, before, after):
-        """Answer calls (target, args, kwargs) until the judge hangs up; a target is an expression or a handle."""
+    def serve(self, source: str, before: str, after: str) -> None:
+        """Answer calls (target, args, kwargs) until the judge hangs up; a target is a name or a handle."""
         if not self._load(source, before, after):
             return
         while True:
@@ -139,12 +141,12 @@ class Candidate:
             else:
                 self._send_value(value)
 
-    def batch(self, source, before, name, cases):
+    def batch(self, source: str, before: str, name: str, cases: list[Any]) -> None:
         """Call one function with each of `cases`; one answer each."""
         if not self._load(source, before, ""):
             return
         try:
-            holder = self.names.get("Solution")
+            holder: Any = self.names.get("Solution")
             own = isinstance(holder, type) and name in dir(holder)
             function = getattr(holder(), name) if own else eval(name, self.names)
         except BaseException as error:
@@ -158,7 +160,7 @@ class Candidate:
             else:
                 self._send_value(value)
 
-    def script(self, source):
+    def script(self, source: str) -> None:
         """Run as `python program.py` would, and end the process."""
         sys.modules["__main__"] = self._module("__main__")
         sys.argv = ["program.py"]
@@ -183,17 +185,17 @@ class Candidate:
         os._exit(code & 0xFF)
 
 
-def _standard_streams():
+def _standard_streams() -> None:
     # Over descriptors 0-2, whatever a fork puts there.
-    sys.stdin = sys.__stdin__ = io.TextIOWrapper(
+    sys.stdin = io.TextIOWrapper(
         io.BufferedReader(io.FileIO(0, "r", closefd=False)), encoding="utf-8", errors="surrogateescape"
     )
-    sys.stdout = sys.__stdout__ = io.TextIOWrapper(
+    sys.stdout = io.TextIOWrapper(
         io.BufferedWriter(io.FileIO(1, "w", closefd=False), 1 << 16),
         encoding="utf-8",
         errors="surrogateescape",
     )
-    sys.stderr = sys.__stderr__ = io.TextIOWrapper(
+    sys.stderr = io.TextIOWrapper(
         io.BufferedWriter(io.FileIO(2, "w", closefd=False)),
         encoding="utf-8",
         errors="backslashreplace",
@@ -201,7 +203,30 @@ def _standard_streams():
     )
 
 
-def main():
+_FIRST_PROGRAM = """\
+from typing import List
+def f(x: List[int]) -> int:
+    \'\'\'Words.\'\'\'
+    if x == 0:
+        raise ValueError(f"{x!r}")
+    return sorted([x, 2])[:1] + [str(v) for v in {1: 2}.items()]
+"""
+
+
+def _warm_up(core: Any, plain: Any, settings: dict[str, Any]) -> None:
+    """Do once what every candidate does: no fork then pays for what the interpreter sets up at first use."""
+    import _socket
+
+    ours, theirs = _socket.socketpair()
+    candidate = Candidate(core, plain, ours.fileno(), settings)
+    core.send(theirs.fileno(), core.encode(("batch", _FIRST_PROGRAM, "", "f", [[1], [0]])))
+    candidate.batch(*candidate._receive()[1:])
+    ours.close()
+    theirs.close()
+    del sys.modules["candidate"]
+
+
+def main() -> None:
     root, core_file, settings_text = sys.argv[1:]
     sys.path.insert(0, root)
     core = _load("restrl._core", core_file).sandbox
@@ -211,10 +236,11 @@ def main():
     sys.argv = [""]
     sys.orig_argv = ["python"]
     sys.path += settings["sys_path"]
-    settings["memory_bytes"] += core.own_address_space()
     core.die_with_parent()
     _add_site_builtins()
     _standard_streams()
+    _warm_up(core, plain, settings)
+    settings["memory_bytes"] += core.own_address_space()
     for name in [name for name in sys.modules if name.partition(".")[0] == "restrl"]:
         del sys.modules[name]
     gc.collect()
@@ -222,7 +248,6 @@ def main():
     channel = core.serve(3, settings)
 
     core.send(channel, b"R")
-    random.seed()
     candidate = Candidate(core, plain, channel, settings)
     mode, *rest = candidate._receive()
     if mode == "serve":

@@ -33,10 +33,11 @@ def verify_file(
     """Verify samples in EvalPlus' form ({"task_id", "solution" | "completion"}) and write one row for each.
 
     A row of `out`, in the order of `samples`: {"task_id", "sample" (its number within the task), "status",
-    "passed", "reward" (null for infrastructure_error), "tests", "seconds", "isolation"}. The file appears whole
-    or not at all. Returns and prints {"pass@k"}: for `ks`, or for those of 1, 10, 100 that every problem has samples for.
+    "passed", "reward" (null for infrastructure_error), "tests", "seconds", "isolation"}. The file appears
+    whole or not at all. Returns and prints {"pass@k"}: for `ks`, or for those of 1, 10, 100 that every problem
+    has samples for.
 
-    Raises RestrlError for unknown ids (file and line), unreadable files, or a k in `ks` above a problem's samples.
+    Raises RestrlError for unknown ids (file and line), unreadable files, or a k above a problem's samples.
     """
     known = {p.task_id: p for p in load_problems(problems, format)}
     items = [_item(row, known, Path(problems)) for row in read_fields(Path(samples))]
