@@ -54,8 +54,9 @@ def grow(
     seed: int,
     sample: Callable[[str, int], list[str]],
     score: Callable[[str], float],
+    score_child: Callable[[str], float],
 ) -> Node:
-    """The tree after `params["simulations"]` simulations; `score` judges whole programs and child states."""
+    """The tree after `params["simulations"]` simulations; `score` judges whole programs."""
     by_value = params["mode"] == "value"
     root = Node(root_state, visible=True)
     for simulation in range(params["simulations"]):
@@ -84,7 +85,7 @@ def grow(
                 child = node.children.setdefault(action, Node(node.state + action, node, last_line))
                 if by_value:
                     if new:
-                        child.V = score(child.state)
+                        child.V = score_child(child.state)
                     child.N += 1
                     child.W += child.V
                 else:
@@ -171,6 +172,11 @@ def toy_score(text: str) -> float:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[0] % 8 / 7
 
 
+def toy_child_score(state: str) -> float:
+    """Differs from the score of the same text as a whole program."""
+    return toy_score("child " + state)
+
+
 def golden_cases() -> list[dict[str, Any]]:
     base = {"simulations": 40, "k": 5, "num_decisions": 3, "c": 0.2, "eps": 0.1}
     cases = []
@@ -192,6 +198,7 @@ def main() -> None:
     for seed, case in enumerate(golden_cases()):
         answers: dict[str, list[str]] = {}
         scores: dict[str, float] = {}
+        child_scores: dict[str, float] = {}
         inner = toy_sample(case["name"], case["params"]["k"], case["ends"])
 
         def sample(state: str, simulation: int, answers=answers, inner=inner) -> list[str]:
@@ -200,9 +207,12 @@ def main() -> None:
         def score(text: str, scores=scores) -> float:
             return scores.setdefault(text, toy_score(text))
 
-        root = grow(case["name"], case["root"], case["params"], seed, sample, score)
+        def score_child(state: str, scores=child_scores) -> float:
+            return scores.setdefault(state, toy_child_score(state))
+
+        root = grow(case["name"], case["root"], case["params"], seed, sample, score, score_child)
         record = {"key": case["name"], "seed": seed, "root": case["root"], "params": case["params"]}
-        record |= {"answers": answers, "scores": scores, "tree": as_rows(root)}
+        record |= {"answers": answers, "scores": scores, "child_scores": child_scores, "tree": as_rows(root)}
         path = GOLDEN / f"{case['name']}.json"
         path.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         print(f"{path}: {len(record['tree']['nodes'])} nodes")

@@ -37,18 +37,20 @@ def read(forest: Forest, tree: int) -> dict[str, Any]:
     }
 
 
-def grow_native(key, root, params, seed, sample, score) -> dict[str, Any]:
+def grow_native(key, root, params, seed, sample, score, score_child) -> dict[str, Any]:
     forest = Forest(SearchParams(**params), seed)
     tree = forest.add(key, root)
     while requests := forest.next(8):
         (request,) = requests
         forest.fulfil([request.id], completions=[sample(request.state, request.simulation)])
         split = forest.expansion(request.id)
-        children = [[score(child) for child in split["children"]]] if params["mode"] == "value" else None
+        children = (
+            [[score_child(child) for child in split["children"]]] if params["mode"] == "value" else None
+        )
         forest.fulfil(
             [request.id],
             completion_values=[[score(program) for program in split["programs"]]],
-            child_values=children,
+            child_values=children if params["mode"] == "value" else None,
         )
     assert forest.take_finished() == [tree]
     assert forest.stats(tree)["simulations"] == params["simulations"]
@@ -78,9 +80,9 @@ def test_golden_tree_is_matched_node_by_node(path: Path) -> None:
         )
         return case["answers"][str(simulation)]
 
-    native = grow_native(
-        case["key"], case["root"], case["params"], case["seed"], sample, case["scores"].__getitem__
-    )
+    scores, child_scores = case["scores"].__getitem__, case["child_scores"].__getitem__
+    task = (case["key"], case["root"], case["params"], case["seed"], sample, scores, child_scores)
+    native = grow_native(*task)
     assert_equal_trees(native, case["tree"])
 
 
@@ -122,8 +124,8 @@ def test_random_trees_equal_the_oracle_bit_for_bit(
         draw = oracle.mix(seed ^ simulation ^ len(state))
         return [pool[oracle.mix(draw + i) % len(pool)] for i in range(k)]
 
-    expected = oracle.as_rows(oracle.grow(key, root, params, seed, sample, oracle.toy_score))
-    assert_equal_trees(grow_native(key, root, params, seed, sample, oracle.toy_score), expected)
+    task = (key, root, params, seed, sample, oracle.toy_score, oracle.toy_child_score)
+    assert_equal_trees(grow_native(*task), oracle.as_rows(oracle.grow(*task)))
 
 
 @settings(max_examples=500, deadline=None)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
 #include <unordered_set>
 #include <utility>
 
@@ -297,6 +298,10 @@ void Forest::advance(Lane& lane) {
     while (start_one(lane)) {
     }
   } while (apply_one(lane));
+  if (lane.window.empty() && lane.tree.in_flight(kRoot) != 0) {
+    throw std::logic_error(
+        "a tree at rest has virtual loss left");  // a bug of the forest, no caller's mistake
+  }
   if (lane.window.empty() && !budget_left(lane) && !lane.finished) {
     lane.finished = true;
     finished_.push_back(lane.id);
