@@ -12,6 +12,7 @@ POLICIES = ("base", "grpo", "filter-grpo", "rest-grpo")
 ONE_OF_N = ("vote", "likelihood", "orm", "prm", "orm-mcts", "vm-mcts", "oracle")
 NEEDS_HEAD = ("orm", "prm", "orm-mcts", "vm-mcts")
 SPEC = "# b: keep items at least 5; c: reverse the order; return the list\ndef f(a):\n"
+HOSTILE = "</script></code><b onclick=x>&amp;'"
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -91,25 +92,39 @@ def tree(key: str = "pipelines/test/0123456789ab", mode: str = "value") -> dict[
         plain = {"simulation": 0, "W": n * v, "terminal": False, "expanded": False, "visible": True}
         return {"parent": parent, "depth": depth, "N": n, "V": v, "line": line, **plain, **marks}
 
+    def sample(at: int, child: int, value: float, *lines: str) -> dict[str, Any]:
+        text = "".join(f"    {line}\n" for line in lines)
+        return {"node": at, "child": child, "value": value, "text": text, "tokens": 9 * len(lines)}
+
     return {
-        "schema": 1, "key": key, "seed": 0, "best": 2, "params": {"mode": mode, "k": 2, "c": 0.1, "num_decisions": 1},
+        "schema": 1,
+        "key": key,
+        "seed": 0,
+        "best": 2,
+        "params": {"mode": mode, "k": 2, "c": 0.1, "num_decisions": 1},
         "nodes": [
             node(-1, 0, 7, 0.512, SPEC, expanded=True),
             node(0, 1, 5, 0.634, "    b = [x for x in a if x >= 5]\n", expanded=True),
             node(1, 2, 2, 0.911, "    c = b[::-1]\n", expanded=True),
             node(2, 3, 1, 0.955, "    return c\n", terminal=True),
-            node(1, 2, 0, 0.207, "    c = sorted(b)  # </script><b>\n", visible=False),
+            node(1, 2, 0, 0.207, f"    c = sorted(b)  # {HOSTILE}\n", visible=False),
             node(0, 1, 0, 0.118, "    b = [x for x in a if x > 5]\n", visible=False),
         ],
         "completions": [
-            {"node": 0, "child": 1, "value": 0.41, "text": "    b = [x for x in a if x >= 5]\n    c = b\n    return c\n", "tokens": 30},
-            {"node": 0, "child": 5, "value": 0.32, "text": "    b = [x for x in a if x > 5]\n    return b\n", "tokens": 22},
-            {"node": 1, "child": 2, "value": 0.973, "text": "    c = b[::-1]\n    return c\n", "tokens": 18},
-            {"node": 1, "child": 4, "value": 0.2, "text": "    c = sorted(b)  # </script><b>\n    return c\n", "tokens": 19},
-            {"node": 2, "child": 3, "value": 0.955, "text": "    return c\n", "tokens": 5},
+            sample(0, 1, 0.41, "b = [x for x in a if x >= 5]", "c = b", "return c"),
+            sample(0, 5, 0.32, "b = [x for x in a if x > 5]", "return b"),
+            sample(1, 2, 0.973, "c = b[::-1]", "return c"),
+            sample(1, 4, 0.2, f"c = sorted(b)  # {HOSTILE}", "return c"),
+            sample(2, 3, 0.955, "return c"),
         ],
-        "stats": {"simulations": 4, "expansions": 3, "terminal_visits": 1, "completions": 5, "generated_tokens": 94, "collisions": 0},
-    }  # fmt: skip
+        "stats": {
+            "simulations": 4,
+            "expansions": 3,
+            "completions": 5,
+            "generated_tokens": 94,
+            "collisions": 0,
+        },
+    }
 
 
 def demo_report(seed: int = 7) -> dict[str, Any]:

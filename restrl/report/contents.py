@@ -85,6 +85,20 @@ class Tree(Part):
     stats: dict[str, Any] = {}
 
 
+class DemoFile(Part):
+    """report.json of a demo. `trees` gives the places of tree files in the folder."""
+
+    rows: list[Result]
+    seed: int | None = None
+    curves: list[Point] = []
+    reward_std: dict[str, Spread] = {}
+    training: dict[str, Steps] = {}
+    trees: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+    seconds: dict[str, Number] = {}
+    versions: dict[str, Any] = {}
+
+
 class Contents(Part):
     """Everything on the page. Empty parts are left out of it.
 
@@ -143,7 +157,7 @@ def read_tree(path: Path, remedy: str) -> Tree:
     """A search tree whose indices lie inside it. Raises RestrlError."""
     tree = check(Tree, read_json(path, remedy), path, remedy)
     for i, node in enumerate(tree.nodes):
-        if not (-1 <= node.parent < max(i, 0) or node.parent == -1) or (node.parent == -1) != (i == 0):
+        if not (0 <= node.parent < i if i else node.parent == -1):
             raise RestrlError(f"{path}: damaged: nodes.{i}: parent {node.parent} is not before it; {remedy}")
     if any(sample.node >= len(tree.nodes) for sample in tree.completions):
         raise RestrlError(f"{path}: damaged: a completion names a node that is not there; {remedy}")

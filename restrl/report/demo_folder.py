@@ -3,43 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from restrl.report.contents import (
-    Contents,
-    Number,
-    Part,
-    Point,
-    Result,
-    Spread,
-    Steps,
-    Tree,
-    check,
-    read_json,
-    read_tree,
-)
+from restrl.report import words
+from restrl.report.contents import Contents, DemoFile, Tree, check, read_json, read_tree
 
 REMEDY = "run the same `restrl demo` command again"
-
-
-class _Demo(Part):
-    """report.json."""
-
-    rows: list[Result]
-    seed: int | None = None
-    curves: list[Point] = []
-    reward_std: dict[str, Spread] = {}
-    training: dict[str, Steps] = {}
-    trees: dict[str, str] = {}
-    settings: dict[str, Any] = {}
-    seconds: dict[str, Number] = {}
-    versions: dict[str, Any] = {}
 
 
 def read(folder: Path) -> Contents:
     """What folder/report.json says. Raises RestrlError for a missing or damaged file."""
     path = folder / "report.json"
-    demo = check(_Demo, read_json(path, REMEDY), path, REMEDY)
+    demo = check(DemoFile, read_json(path, REMEDY), path, REMEDY)
     parts = {
         "curves": demo.curves,
         "training": demo.training,
@@ -49,9 +23,8 @@ def read(folder: Path) -> Contents:
         "settings": demo.settings,
         "versions": demo.versions,
     }
-    missing = [
-        f"Not in report.json, so not on this page: {name}." for name, part in parts.items() if not part
-    ]
+    absent = [name for name, part in parts.items() if not part]
+    missing = [f"Not in report.json, so not on this page: {', '.join(absent)}."] if absent else []
     trees: dict[str, Tree] = {}
     for name, place in demo.trees.items():
         if (folder / place).exists():
@@ -68,7 +41,7 @@ def read(folder: Path) -> Contents:
         curves=demo.curves,
         training=demo.training,
         reward_std=demo.reward_std,
-        spread_of="the groups of completions that GRPO trained on, one group for each starting state in a step",
+        spread_of=words.SPREAD_DEMO,
         trees=trees,
         seconds=demo.seconds,
         settings=demo.settings,

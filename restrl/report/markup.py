@@ -57,7 +57,7 @@ def any_value(value: Any) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], labels: int = 1, name: str = "") -> str:
-    """A table of finished cells, `labels` of them at the left naming a row; it scrolls sideways if it must."""
+    """A table of finished cells, the first `labels` of each row naming it; wide ones scroll sideways."""
     head = "".join(f'<th scope="col"{_class(i, labels)}>{cell}</th>' for i, cell in enumerate(header))
     body = "\n".join(
         "<tr>"
@@ -68,7 +68,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], labels: int = 1,
         for row in rows
     )
     mark = f' class="{name}"' if name else ""
-    return f'<div class="scroll"><table{mark}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+    head = f"<thead><tr>{head}</tr></thead>"
+    return f'<div class="scroll"><table{mark}>\n{head}\n<tbody>\n{body}\n</tbody></table></div>'
 
 
 def _class(column: int, labels: int) -> str:
@@ -90,7 +91,7 @@ def folded(summary: str, content: str, *, is_open: bool = False) -> str:
 
 @dataclass(frozen=True)
 class Style:
-    """How a series looks: `color` is a variable of the page (--s0 ...), `marker` one of SHAPES, `dash` in points."""
+    """How a series looks: `color` a variable of the page (s0 ...), `marker` in SHAPES, `dash` in points."""
 
     color: str
     marker: str = ""
@@ -105,13 +106,14 @@ SHAPES = {
     "v": '<path d="M17 10.4 21 2.6H13z"/>',
     "D": '<path d="M17 1.4 21.6 6 17 10.6 12.4 6z"/>',
     "P": '<path d="M15.5 2h3v2.5H21v3h-2.5V10h-3V7.5H13v-3h2.5z"/>',
-    "X": '<path d="M13 3.5 14.5 2 17 4.5 19.5 2 21 3.5 18.5 6 21 8.5 19.5 10 17 7.5 14.5 10 13 8.5 15.5 6z"/>',
+    "X": '<path d="M13.5 2.5 20.5 9.5M20.5 2.5 13.5 9.5" stroke-width="2.6"/>',
 }
 
 
-def legend(items: Sequence[tuple[str, Style]]) -> str:
-    """Names with a sample of their line and marker."""
-    return '<ul class="legend">' + "".join(f"<li>{_swatch(s)}{text(n)}</li>" for n, s in items) + "</ul>"
+def legend(items: Sequence[tuple[str, Style]], *, bars: bool = False) -> str:
+    """Names with a sample of their line and marker, or of their bars."""
+    shown = "".join(f"<li>{_bar(s) if bars else _swatch(s)}{text(n)}</li>" for n, s in items)
+    return f'<ul class="legend">{shown}</ul>'
 
 
 def _swatch(style: Style) -> str:
@@ -121,3 +123,8 @@ def _swatch(style: Style) -> str:
     shape = f'<g fill="{fill}" stroke="{color}" stroke-width="1.4">{SHAPES.get(style.marker, "")}</g>'
     line = f'<path d="M1 6H33" stroke="{color}" stroke-width="2"{dash}/>'
     return f'<svg class="swatch" viewBox="0 0 34 12" aria-hidden="true">{line}{shape}</svg>'
+
+
+def _bar(style: Style) -> str:
+    box = f'<rect x="20" width="12" height="12" fill="var(--{style.color})"/>'
+    return f'<svg class="swatch" viewBox="0 0 34 12" aria-hidden="true">{box}</svg>'

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.resources import files
 
-from restrl.report import plots, tables
+from restrl.report import plots, tables, words
 from restrl.report.contents import Contents, Point
 from restrl.report.markup import Style, finite, folded, legend, paragraph, section, text
 from restrl.report.trees import tree_view
@@ -56,18 +56,9 @@ def _accuracy(contents: Contents) -> str:
     return section(
         "accuracy",
         "Accuracy",
-        paragraph(
-            f"The share of {text(count)} held-out problems".replace("  ", " "),
-            "answered with a program that passes all hidden tests, at the largest budget (completions per problem). "
-            "For <code>sample</code> it is the mean over the samples of a problem.",
-        ),
+        paragraph(words.ACCURACY.format(count=count)),
         tables.accuracies(contents.results),
-        paragraph(
-            "± is the standard error over problems, the standard deviation of the problems' results divided by the "
-            "square root of their number: how far the number would typically move with other problems of the same "
-            "kind, not with another training seed.",
-            kind="note",
-        ),
+        paragraph(words.STDERR, kind="note"),
         folded("What the decodings do", tables.explained(contents.results)),
     )
 
@@ -76,7 +67,8 @@ def _training(contents: Contents) -> str:
     """Reward and dead groups over steps; for a run, the value model's loss too."""
     styles = arm_styles(list(contents.training))
     shown = [
-        plots.steps("plot-reward", "mean reward", contents.training, "reward", styles),
+        plots.steps("plot-reward", "mean reward", contents.training, "reward", styles)
+        or plots.steps("plot-policy-loss", "loss", contents.training, "loss", styles),  # SFT has no rewards
         plots.steps(
             "plot-dead", "share of groups without spread", contents.training, "frac_reward_zero_std", styles
         ),
@@ -91,12 +83,7 @@ def _training(contents: Contents) -> str:
     return section(
         "training",
         "Rewards over training",
-        paragraph(
-            f"Points are single steps, lines a moving mean over {width} steps. The reward of a step is the mean over the "
-            "completions it trained on; an arm that starts from partial programs, or from chosen prompts only, is "
-            "rewarded on other states than the rest, so heights of arms are not compared here: the table above is. "
-            "In a group without spread all completions have the same reward, and GRPO learns nothing from it."
-        ),
+        paragraph(words.TRAINING.format(width=width)),
         legend([(arm, styles[arm]) for arm in contents.training]) if contents.training else "",
         _panels(shown),
     )
@@ -115,11 +102,8 @@ def _spread(contents: Contents) -> str:
     return section(
         "spread",
         "Spread of rewards within groups",
-        paragraph(
-            f"Standard deviation of the rewards within {text(contents.spread_of)}. Means: {', '.join(means) or '-'} "
-            "(dashed lines)."
-        ),
-        legend([(arm, styles[arm]) for arm in contents.reward_std]) if plot else "",
+        paragraph(words.SPREAD.format(what=text(contents.spread_of), means=", ".join(means) or "-")),
+        legend([(arm, styles[arm]) for arm in contents.reward_std], bars=True) if plot else "",
         _panels([plot]),
     )
 
@@ -150,10 +134,7 @@ def _budgets(contents: Contents) -> str:
     return section(
         "budget",
         "Accuracy over budget",
-        paragraph(
-            "Budget is the number of completions a decoding may draw for a problem; bars are standard errors. All panels "
-            "have the same axes; points are moved sideways a little so that bars do not cover each other."
-        ),
+        paragraph(words.BUDGET),
         legend(keys),
         _panels(panels),
     )
@@ -168,7 +149,7 @@ def _series(points: Sequence[Point], policy: str) -> list[tuple[str, Style, list
 
 
 def _limits(points: Sequence[Point]) -> tuple[float, float]:
-    """Of the accuracy axis: around all points and their bars, a little wider, inside [0, 1] where that shows all."""
+    """Of the accuracy axis: all points with their bars and a margin, hardly past [0, 1]."""
     known = [(y, finite(p.stderr) or 0.0) for p in points if (y := finite(p.accuracy)) is not None]
     low, high = min(y - e for y, e in known), max(y + e for y, e in known)
     margin = max(0.02, 0.06 * (high - low))
@@ -195,13 +176,7 @@ def _trees(contents: Contents) -> str:
 def _cost(contents: Contents) -> str:
     parts = []
     if contents.results:
-        parts.append(
-            paragraph(
-                "Sums over the problems. Completions that several decodings share are counted for each as if drawn for it "
-                "alone; the value model's tokens are those it reads in passes of its own, verifier seconds those that "
-                "picking the answer took."
-            )
-        )
+        parts.append(paragraph(words.COST))
         parts.append(tables.costs(contents.results))
     if contents.seconds:
         parts.append(folded("Wall time of each job", tables.job_seconds(contents.seconds)))
@@ -215,7 +190,7 @@ def _reproduce(contents: Contents) -> str:
     if contents.settings:
         parts.append(folded("Settings", tables.settings(contents.settings)))
     if contents.versions:
-        parts.append(folded("Versions", tables.settings(contents.versions).replace(">setting<", ">part<", 1)))
+        parts.append(folded("Versions", tables.settings(contents.versions, "version")))
     return section("reproduce", "Settings, versions, and the command", *parts) if parts else ""
 
 

@@ -24,7 +24,7 @@ from restrl.report.markup import Style, finite
 
 VARIABLES = ("ink", "faint", *(f"s{i}" for i in range(8)))
 _STAND_IN = {name: f"#0b1c{i + 16:02x}" for i, name in enumerate(VARIABLES)}
-_RC = {
+_RC: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "restrl",
     "font.family": "sans-serif",
@@ -53,7 +53,7 @@ Series = Sequence[tuple[str, Style, Sequence[Point]]]
 
 
 def steps(name: str, label: str, arms: Mapping[str, Steps], key: str, styles: Mapping[str, Style]) -> str:
-    """Metric `key` over optimiser steps: faint points and a smoothed line for each arm. "" without numbers."""
+    """Metric `key` over optimiser steps: faint points, a smoothed line for each arm. "" without numbers."""
     drawn = {arm: column(rows, key) for arm, rows in arms.items()}
     if not any(np.isfinite(ys).any() for _, ys in drawn.values()):
         return ""
@@ -61,21 +61,21 @@ def steps(name: str, label: str, arms: Mapping[str, Steps], key: str, styles: Ma
         figure, axes = _panel("optimiser step", label)
         for arm, (xs, ys) in drawn.items():
             color = _STAND_IN[styles[arm].color]
-            axes.plot(xs, ys, ".", color=color, alpha=0.28, markersize=4, markeredgewidth=0)
+            axes.plot(xs, ys, ".", color=color, alpha=0.4, markersize=5, markeredgewidth=0)
             axes.plot(xs, smoothed(ys), color=color, linewidth=1.9, linestyle=_line(styles[arm]))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         return _svg(figure, name, f"{label} over optimiser steps: {', '.join(drawn)}")
 
 
 def column(rows: Steps, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of a metric, `[S]` each; NaN where it is not known. Rows without a step are left out."""
+    """Steps and values of a metric, `[S]` each; NaN where unknown. Rows without a step are left out."""
     known = [(finite(row.get("step")), finite(row.get(key))) for row in rows]
     pairs = [(x, math.nan if y is None else y) for x, y in known if x is not None]
     return np.array([x for x, _ in pairs]), np.array([y for _, y in pairs])
 
 
 def window(count: int) -> int:
-    """Steps that a smoothed value is the mean of: a tenth of them, odd, at least 1 and at most 21."""
+    """Steps that a smoothed value is the mean of: about a tenth of them, odd, 1 to 21."""
     return min(21, count // 10 | 1)
 
 
@@ -132,7 +132,12 @@ def budgets(
         figure, axes = _panel("budget (completions per problem)", "accuracy")
         axes.set_title(title)
         for style, point in references:
-            axes.axhline(point.accuracy, color=_STAND_IN[style.color], linestyle=_line(style), linewidth=1.3)
+            axes.axhline(
+                finite(point.accuracy) or 0.0,
+                color=_STAND_IN[style.color],
+                linestyle=_line(style),
+                linewidth=1.3,
+            )
         at = sorted({x for _, _, points in series for p in points if (x := finite(p.budget)) and x > 0})
         for i, (_, style, points) in enumerate(series):
             _curve(axes, style, points, shift=2 ** (0.05 * (i - (len(series) - 1) / 2)))
@@ -159,8 +164,8 @@ def _curve(axes: Axes, style: Style, points: Sequence[Point], shift: float) -> N
     color = _STAND_IN[style.color]
     axes.errorbar(
         [x * shift for x, _, _ in known], [y for _, y, _ in known], [max(0.0, e or 0.0) for _, _, e in known],
-        color=color, marker=style.marker, markersize=4.5, linewidth=1.5, elinewidth=0.9, linestyle=_line(style),
-        markerfacecolor="none" if style.hollow else color,
+        color=color, marker=style.marker, markersize=4.5, linewidth=1.5, elinewidth=0.9,
+        linestyle=_line(style), markerfacecolor="none" if style.hollow else color,
     )  # fmt: skip
 
 
@@ -201,6 +206,7 @@ def _svg(figure: Figure, name: str, description: str) -> str:
     for variable, stand_in in _STAND_IN.items():
         svg = svg.replace(stand_in, f"var(--{variable})")
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
+    svg = re.sub(r" font-family: [^;\"]*;?", "", svg)
     opening = f'<svg id="{name}" class="plot" role="img" viewBox='
     svg = re.sub(r"<svg [^>]*?viewBox=", opening, svg, count=1)
     return svg.replace(">", f"><title>{_plain(description)}</title>", 1).strip()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from restrl.report import words
 from restrl.report.contents import Contents, Part, Result, Spread, Steps, Tree, check, read_json, read_tree
 from restrl.rows import read_rows
 from restrl.training.checkpoint import read_metrics
@@ -50,9 +51,9 @@ def read(folder: Path) -> Contents:
         versions["git commit"] = facts["git_commit"]
     tables: dict[str, tuple[str, list[list[Any]]]] = {}
     if len(assembled) > 1:
-        tables["Samples and training states"] = (ASSEMBLED, assembled)
+        tables["Samples and training states"] = (words.ASSEMBLED, assembled)
     if len(value_rows) > 1:
-        tables["Value model"] = (VALUE, value_rows)
+        tables["Value model"] = (words.VALUE, value_rows)
     return Contents(
         kind="run",
         title="restrl run",
@@ -62,7 +63,7 @@ def read(folder: Path) -> Contents:
         curves=[row for row in results if row.decoding not in ("sample", "greedy")],
         training=training,
         reward_std=spread,
-        spread_of="the completions sampled for each training problem before prompts were chosen",
+        spread_of=words.SPREAD_RUN,
         value_loss=value_loss,
         tables=tables,
         trees=trees,
@@ -71,16 +72,6 @@ def read(folder: Path) -> Contents:
         command="restrl run config.toml",
         recipe=toml(config),
     )
-
-
-ASSEMBLED = (
-    "Completions were sampled for every problem and verified; kept are the prompts that were trained on, dead "
-    "are those whose completions all had the same reward."
-)
-VALUE = (
-    "On problems held out from its training. AUC and Spearman: how well the values of whole programs order the "
-    "rewards within a problem (0.5 and 0 are chance); MSE over all line ends, beside that of the mean target."
-)
 
 
 def _summary(config: dict[str, Any], facts: dict[str, Any]) -> list[str]:

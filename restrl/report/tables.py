@@ -6,22 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from restrl.config import METHODS
+from restrl.report import words
 from restrl.report.contents import Number, Point, Result
 from restrl.report.markup import any_value, finite, number, seconds, table, text, whole
 
 POLICIES = ("base", "grpo", "filter-grpo", "rest-grpo")
-HEADS = (None, "scalar", "additive")
-WHAT = {
-    "sample": "one completion drawn at the sampling temperature",
-    "greedy": "the most likely token at every place",
-    "vote": "of all completions drawn, the program that came most often",
-    "likelihood": "of all completions drawn, the one of highest log-probability",
-    "orm": "of all completions drawn, the one whose end the value model scores highest",
-    "prm": "of all completions drawn, the best by the value model's scores of its lines",
-    "orm-mcts": "tree search that scores whole programs only",
-    "vm-mcts": "tree search led by the value model's scores of lines",
-    "oracle": "right if any completion drawn is right: it knows the tests, and bounds what picking one can reach",
-}
 Key = tuple[str, str | None]
 
 
@@ -79,7 +68,9 @@ def _accuracy(row: Result | None) -> str:
 def explained(results: Sequence[Result]) -> str:
     """What each decoding on the page does."""
     names = ordered([row.decoding for row in results], METHODS)
-    items = "".join(f"<dt>{text(n)}</dt><dd>{text(WHAT[n])}</dd>" for n in names if n in WHAT)
+    items = "".join(
+        f"<dt>{text(n)}</dt><dd>{text(words.DECODINGS[n])}</dd>" for n in names if n in words.DECODINGS
+    )
     return f'<dl class="terms">{items}</dl>'
 
 
@@ -126,11 +117,10 @@ def job_seconds(jobs: dict[str, Number]) -> str:
     return table(["job", "seconds"], [[text(name), seconds(jobs[name])] for name in names], name="jobs")
 
 
-def settings(values: dict[str, Any]) -> str:
-    """Nested settings as one table of dotted keys."""
-    return table(
-        ["setting", "value"], [[text(k), any_value(v)] for k, v in _flat(values, "")], name="settings"
-    )
+def settings(values: dict[str, Any], what: str = "setting") -> str:
+    """Nested settings as one table of dotted keys; its class is `what` + s."""
+    rows = [[text(key), any_value(value)] for key, value in _flat(values, "")]
+    return table([what, "value"], rows, name=f"{what}s")
 
 
 def _flat(values: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:
@@ -144,7 +134,7 @@ def _flat(values: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:
 
 
 def plain(rows: Sequence[Sequence[Any]], name: str) -> str:
-    """A table of raw cells: the first row is its header; counts as counts, other numbers with three decimals."""
+    """Raw cells, the first row the header: counts as counts, other numbers with three decimals."""
     body = [[text(row[0]), *(_cell(value) for value in row[1:])] for row in rows[1:]]
     return table([text(cell).replace("_", " ") for cell in rows[0]], body, name=name)
 

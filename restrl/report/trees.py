@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from restrl.report import words
 from restrl.report.contents import Node, Tree, TreeSample
-from restrl.report.markup import any_value, finite, folded, number, paragraph, text, whole
+from restrl.report.markup import any_value, finite, number, paragraph, text, whole
 
-MEANING = {
-    "collect": "the share of hidden tests that a program passes",
-    "value": "the value model's score",
-    "outcome": "the reward model's score of whole programs",
-}
 PARAMS = ("mode", "c", "k", "num_decisions")
 STATS = ("simulations", "expansions", "completions", "generated_tokens", "collisions")
 
@@ -22,16 +18,11 @@ def tree_view(tree: Tree) -> str:
         f"{text(name.replace('_', ' '))} {whole(tree.stats[name])}" for name in STATS if name in tree.stats
     ]
     facts += [f"{text(name)} {any_value(tree.params[name])}" for name in PARAMS if name in tree.params]
-    meaning = MEANING.get(str(tree.params.get("mode")), "the score that the search worked with")
+    meaning = words.VALUES.get(str(tree.params.get("mode")), "the score that the search worked with")
     return "\n".join(
         [
             paragraph(f"Problem <code>{text(tree.key)}</code>; {', '.join(facts)}."),
-            paragraph(
-                f"N counts visits, V is the mean over them of {meaning}. A node is one line of the program; those marked "
-                "hidden fell outside the best num_decisions of their parent and are never selected, terminal ones end "
-                "a program. Below a node stand the completions sampled there, each with its value.",
-                kind="note",
-            ),
+            paragraph(words.TREE.format(meaning=meaning), kind="note"),
             _best_program(tree),
             f'<div class="tree">{_nodes(tree)}</div>',
         ]
@@ -47,7 +38,7 @@ def _best_program(tree: Tree) -> str:
     added = "".join(tree.nodes[i].line for i in _path(tree, best.node)[1:]) + best.text
     code = f'<span class="given">{text(given)}</span>{text(added)}'
     return (
-        f'<figure class="best"><figcaption>Best program, value {number(best.value)}; what was given is set in grey.'
+        f'<figure class="best"><figcaption>Best program, value {number(best.value)}; the given part is grey.'
         f"</figcaption><pre><code>{code}</code></pre></figure>"
     )
 
@@ -74,16 +65,13 @@ def _nodes(tree: Tree) -> str:
             stack.pop()
             out.append("</details>")
         below = _samples([(j, tree.completions[j]) for j in samples[i]], tree.best)
-        mark = " way" if i in way else ""
+        names = "node" + " way" * (i in way) + " hidden-node" * (not node.visible and i > 0)
         if i in parents or below:
-            hidden = "" if node.visible or i == 0 else " hidden-node"
-            out.append(
-                f'<details class="node{mark}{hidden}"{" open" * (i in way)}><summary>{_line(node, i)}</summary>{below}'
-            )
+            is_open = " open" * (i in way)
+            out.append(f'<details class="{names}"{is_open}><summary>{_line(node, i)}</summary>{below}')
             stack.append(i)
         else:
-            hidden = "" if node.visible else " hidden-node"
-            out.append(f'<div class="node leaf{mark}{hidden}">{_line(node, i)}</div>')
+            out.append(f'<div class="{names} leaf">{_line(node, i)}</div>')
     out += ["</details>"] * len(stack)
     return "\n".join(out)
 
@@ -105,15 +93,16 @@ def _samples(samples: list[tuple[int, TreeSample]], best: int | None) -> str:
     """The completions of a node, folded; "" for none."""
     if not samples:
         return ""
-    items = "".join(
-        f'<li{" class=chosen" * (i == best)}><span class="stat">{number(sample.value)}</span>'
-        f"{'<span class=tag>best</span>' * (i == best)}<pre><code>{text(sample.text.rstrip())}</code></pre></li>"
-        for i, sample in samples
-    )
+    items = []
+    for i, sample in samples:
+        chosen, tag = (' class="chosen"', '<span class="tag">best</span>') if i == best else ("", "")
+        code = f"<pre><code>{text(sample.text.rstrip())}</code></pre>"
+        items.append(f'<li{chosen}><span class="stat">{number(sample.value)}</span>{tag}{code}</li>')
     values = [value for _, sample in samples if (value := finite(sample.value)) is not None]
     best_value = f", best value {number(max(values))}" if values else ""
     count = f"{len(samples)} completion{'s' * (len(samples) != 1)}"
-    is_open = any(i == best for i, _ in samples)
-    return folded(f"{count}{best_value}", f"<ol>{items}</ol>", is_open=is_open).replace(
-        "<details", '<details class="samples"', 1
+    is_open = " open" * any(i == best for i, _ in samples)
+    return (
+        f'<details class="samples"{is_open}><summary>{count}{best_value}</summary>'
+        f"<ol>{''.join(items)}</ol></details>"
     )
