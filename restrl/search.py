@@ -291,6 +291,8 @@ def search(
             for index, root in islice(waiting, trees_in_flight - len(live)):
                 live[forest.add(root.key, root.state)] = _Live(index, root)
             batch = forest.next(max_batch or 1 << 31)
+            if not batch:  # every answer is in, so every tree under way has a leaf to expand
+                raise RuntimeError("the search forest has trees under way and nothing to ask for")
             _answer(forest, batch, live, complete, evaluate)
             for tree in forest.take_finished():
                 done = live.pop(tree)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import restrl.search as driver
-from restrl._core import Forest, ParamError, dummy_completions, dummy_score
+from restrl._core import Forest, ParamError, dummy_completions, dummy_score, run_dummy
 from restrl.errors import RestrlError
 from restrl.policy import Completion
 from restrl.search import Evaluation, Expansion, Request, Root, SearchParams, search, value_targets
@@ -345,6 +346,23 @@ def answer_one(forest: Forest, request: int, texts: list[str]) -> None:
     split = forest.expansion(request)
     children = [scores(split["children"])] if forest.params.mode == "value" else None
     forest.fulfil([request], completion_values=[scores(split["programs"])], child_values=children)
+
+
+@pytest.mark.parametrize("mode", ["collect", "value"])
+def test_threads_on_one_forest_grow_what_one_thread_grows(mode: str) -> None:
+    def grow(threads: int) -> list[Any]:
+        forest = Forest(SearchParams(mode, simulations=200, leaves_in_flight=4), 0)
+        trees = [forest.add(root.key, root.state) for root in ROOTS]
+        workers = [threading.Thread(target=run_dummy, args=(forest, 0, 1 + i)) for i in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(60)
+        assert sorted(forest.take_finished()) == trees
+        assert forest.in_flight() == 0
+        return [(forest.view(tree), forest.stats(tree)) for tree in trees]
+
+    assert grow(4) == grow(1)
 
 
 def test_wrong_types_are_type_errors() -> None:

@@ -74,10 +74,9 @@ def test_golden_tree_is_matched_node_by_node(path: Path) -> None:
     case = json.loads(path.read_text(encoding="utf-8"))
 
     def sample(state: str, simulation: int) -> list[str]:
-        assert (
-            case["tree"]["nodes"][[n["simulation"] for n in case["tree"]["nodes"]].index(simulation)]["state"]
-            == state
-        )
+        assert [node["state"] for node in case["tree"]["nodes"] if node["simulation"] == simulation] == [
+            state
+        ]
         return case["answers"][str(simulation)]
 
     scores, child_scores = case["scores"].__getitem__, case["child_scores"].__getitem__
