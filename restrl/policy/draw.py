@@ -47,8 +47,7 @@ def _truncated(probs: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_k:
         keep[:, sampling.top_k :] = False
     if sampling.top_p < 1:
-        keep &= (ordered * keep).cumsum(-1) - ordered < sampling.top_p * (ordered * keep).sum(
-            -1, keepdim=True
-        )
+        left = ordered * keep
+        keep &= left.cumsum(-1) - left < sampling.top_p * left.sum(-1, keepdim=True)
     keep[:, 0] = True
     return torch.zeros_like(probs).scatter_(-1, ids, ordered * keep)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -24,6 +25,7 @@ from restrl.prompts import PromptFormat
 __all__ = ["LocalPolicy", "TokenScorer", "Trace"]
 
 _TRACE_TOKENS = 32768  # of one teacher-forced batch, padding included
+_TRACE_LOGITS = 1 << 28  # of one teacher-forced batch: 1 GiB in float32
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 
 
@@ -32,7 +34,7 @@ class Trace:
     """A teacher-forced pass over header + state + completion, `T` tokens in all.
 
     ids            `[T]` token ids
-    hidden         `[T, H]` final-norm state *before* each token, as token scorers get it (zeros for the first)
+    hidden         `[T, H]` final-norm state *before* each token, as token scorers get it (first: zeros)
     last           `[H]` state after the last token; the state after token t is hidden[t + 1]
     log_probs      `[T]` of each token at temperature 1 (nats, float32; 0 for the first token)
     ends           `[T]` end character of each token in header + state + completion
@@ -78,7 +80,7 @@ class LocalPolicy:
             model = AutoModelForCausalLM.from_pretrained(
                 name, dtype=_dtype(dtype, where), use_safetensors=True, trust_remote_code=False
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).strip().split("\n")[0]
             raise RestrlError(
                 f"cannot load the policy {name!r} ({reason}); give a folder in Hugging Face format with "
@@ -143,8 +145,8 @@ class LocalPolicy:
     ) -> list[list[Completion]]:
         """`n` completions of each request, in order; see Policy. All requests share full batches.
 
-        With a token scorer completions carry their `scores` and `prefix_score`. New tokens are limited to what
-        the context leaves; RestrlError for a prompt that leaves no room in it, and for bad sampling values.
+        With a token scorer completions carry their `scores` and `prefix_score`. New tokens are limited to
+        what the context leaves; RestrlError for a prompt that leaves no room, and for bad sampling values.
         """
         _check_sampling(sampling, n)
         copies = 1 if sampling.temperature == 0 else n
@@ -166,11 +168,9 @@ class LocalPolicy:
         return [[group[0]] * n if copies < n else group for group in out]
 
     def _engine(self) -> Engine:
-        return (
-            FastEngine(self.model)
-            if self.fast and supports(self.model)
-            else ModuleEngine(self.model, self.context)
-        )
+        if self.fast and supports(self.model):
+            return FastEngine(self.model)
+        return ModuleEngine(self.model, self.context)
 
     def _request(self, prompt: Prompt, sampling: Sampling, copies: int) -> Request:
         ids, ends = self.tokenize_with_offsets(prompt)
@@ -197,7 +197,8 @@ class LocalPolicy:
         with self._evaluating():
             while order:
                 width = len(encoded[order[0]][0])
-                count = max(1, min(self.max_rows, _TRACE_TOKENS // max(1, width)))
+                tokens = min(_TRACE_TOKENS, _TRACE_LOGITS // self.codec.vocab)
+                count = max(1, min(self.max_rows, tokens // max(1, width)))
                 group, order = order[:count], order[count:]
                 hidden, logs = self._teacher_forced([encoded[i][0] for i in group])
                 for row, i in enumerate(group):
