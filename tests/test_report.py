@@ -115,6 +115,7 @@ def test_every_cost_stands_in_its_cell(demo: Page) -> None:
     assert demo.cell("cost", "value-model tokens", *labels) == f"{row['value_tokens']:,}".replace(
         ",", "\u2009"
     )
+    assert demo.cell("cost", "value-model tokens", "rest-grpo", "vm-mcts, additive") == "0"
     assert demo.cell("cost", "per problem", *labels) == f"{row['generated_tokens'] / 200:.1f}"
     assert demo.cell("cost", "seconds", *labels) == "11.7"
     assert demo.cell("cost", "verifier seconds", "base", "oracle") == "1.25"
@@ -179,6 +180,21 @@ def test_the_tree_shows_nodes_marks_and_the_best_program(demo: Page) -> None:
     assert re.findall(r'<details class="node[^"]*"( open)?>', tree) == [" open", " open", ""]
 
 
+def test_nodes_stand_inside_their_parents(demo: Page) -> None:
+    tree = demo.source[demo.source.index('<div class="tree">') : demo.source.index('<section id="cost"')]
+    depths, depth = [], 0
+    for mark in re.findall(
+        r'<details class="node|<details class="samples|</details>|class="node[^"]* leaf', tree
+    ):
+        if mark.startswith("</"):
+            depth -= 1
+            continue
+        if "samples" not in mark:
+            depths.append(depth)
+        depth += mark.startswith("<details")
+    assert depths == [node["depth"] for node in made.tree()["nodes"]]
+
+
 def test_a_deep_tree_nests_without_recursion(tmp_path: Path) -> None:
     tree = made.tree()
     deep = [{**tree["nodes"][1], "parent": i, "depth": i + 1, "line": f"x{i}\n"} for i in range(3000)]
@@ -240,7 +256,7 @@ def test_missing_and_unknown_numbers_are_dashes(tmp_path: Path) -> None:
     )
     tree = made.tree()
     tree["nodes"][0]["V"] = math.nan
-    tree["completions"][2]["value"] = None
+    tree["completions"][2] |= {"value": None, "text": "torn \ud83d here\n"}
     made.write_json(folder / "trees" / "additive.tree.json", tree)
     shown = page(folder)
     assert shown.cell("accuracy", "base", "sample") == "-"
@@ -249,6 +265,7 @@ def test_missing_and_unknown_numbers_are_dashes(tmp_path: Path) -> None:
     for column in ("seconds", "generated tokens", "per problem", "value-model tokens"):
         assert shown.cell("cost", column, "base", "sample") == "-"
     assert "V -" in shown.words
+    assert "torn ? here" in shown.words
     assert "nan" not in shown.source.lower()
     assert "plot-reward" in plots(shown)
     assert "plot-spread" not in plots(shown)
@@ -291,7 +308,8 @@ def test_a_run_page_of_a_run_that_has_just_begun(tmp_path: Path) -> None:
     shown = page(tmp_path)
     missing = (
         "sample (iteration 1), assemble (iteration 1), sample (iteration 2), assemble (iteration 2), "
-        "train-policy (iteration 1), train-policy (iteration 2), collect, train-value, decode, evaluate, search trees."
+        "train-policy (iteration 1), train-policy (iteration 2), collect, train-value, decode, evaluate, "
+        "search trees."
     )
     assert f"Not there yet, so not on this page: {missing}" in shown.words
     assert not plots(shown)

@@ -12,8 +12,8 @@ DASH = "-"
 
 
 def text(value: Any) -> str:
-    """Escaped for element content and for quoted attributes."""
-    return html.escape(str(value), quote=True)
+    """Escaped for element content and for quoted attributes; half a surrogate pair becomes "?"."""
+    return html.escape(str(value).encode("utf-8", "replace").decode("utf-8"), quote=True)
 
 
 def finite(value: Any) -> float | None:

@@ -79,7 +79,7 @@ def _training(contents: Contents) -> str:
     if not any(shown):
         return ""
     widths = {plots.window(len(rows)) for rows in [*contents.training.values(), contents.value_loss] if rows}
-    width = " or ".join(str(w) for w in sorted(widths))
+    width = " or ".join(str(w) for w in sorted(widths)) + (" steps" if max(widths) > 1 else " step")
     return section(
         "training",
         "Rewards over training",

@@ -63,6 +63,7 @@ def steps(name: str, label: str, arms: Mapping[str, Steps], key: str, styles: Ma
             color = _STAND_IN[styles[arm].color]
             axes.plot(xs, ys, ".", color=color, alpha=0.4, markersize=5, markeredgewidth=0)
             axes.plot(xs, smoothed(ys), color=color, linewidth=1.9, linestyle=_line(styles[arm]))
+        axes.set_xlim(0, 1.02 * max(2.0, *(xs.max(initial=0.0) for xs, _ in drawn.values())))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         return _svg(figure, name, f"{label} over optimiser steps: {', '.join(drawn)}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,11 @@ def decodings(points: Sequence[Point]) -> list[Key]:
     return [(m, h) for m in methods for h in heads if (m, h) in there]
 
 
+def _name(key: Key) -> str:
+    """`label` as HTML that may break after the comma only."""
+    return re.sub(r"^([^,]+)", r'<span class="name">\1</span>', text(label(key)))
+
+
 def label(key: Key) -> str:
     """How a decoding is named: "vm-mcts, additive"."""
     return key[0] if key[1] is None else f"{key[0]}, {key[1]}"
@@ -55,7 +61,7 @@ def accuracies(results: Sequence[Result]) -> str:
         cells = [best.get((policy, key)) for policy in columns]
         budgets = sorted({b for row in cells if row and (b := finite(row.budget)) is not None})
         budget = ", ".join(f"{b:g}" for b in budgets) or "-"
-        rows.append([text(label(key)), budget, *(_accuracy(row) for row in cells)])
+        rows.append([_name(key), budget, *(_accuracy(row) for row in cells)])
     return table(["decoding", "budget", *map(text, columns)], rows, name="accuracy")
 
 
@@ -90,7 +96,7 @@ def costs(results: Sequence[Result]) -> str:
         for key in decodings(results):
             row = best.get((policy, key))
             if row is not None:
-                rows.append([text(policy), text(label(key)), *_cost(row)])
+                rows.append([text(policy), _name(key), *_cost(row)])
     header = (
         "policy", "decoding", "budget", "generated tokens", "per problem", "value-model tokens",
         "verifier seconds", "seconds",

@@ -11,11 +11,10 @@ STDERR = (
     "same kind, not with another training seed."
 )
 TRAINING = (
-    "Points are single steps, lines a moving mean over {width} steps. The reward of a step is the mean "
-    "over the completions it trained on; arms that start from chosen prompts or from partial programs are "
-    "rewarded on other states, so the heights of two arms do not compare their policies; the accuracies "
-    "above do. In a group without spread all completions have the same reward, and GRPO learns nothing "
-    "from it."
+    "Points are single steps, lines a moving mean over {width}. The reward of a step is the mean over the "
+    "completions it trained on; arms that start from chosen prompts or from partial programs are rewarded "
+    "on other states, so the heights of two arms do not compare their policies; accuracies do. In a group "
+    "without spread all completions have the same reward, and GRPO learns nothing from it."
 )
 SPREAD = "Standard deviation of the rewards within {what}. Means (dashed lines): {means}."
 BUDGET = (
