@@ -176,7 +176,7 @@ def check_model(model: PreTrainedModel) -> None:
     tolerance = 1e-3 if model.dtype.itemsize >= 4 else 0.2
     for i, row in enumerate(rows):
         ids = torch.tensor([[*row.prompt, *row.completion]], device=model.device)
-        log_p = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
+        log_p = model(input_ids=ids, use_cache=False).logits[0].to(found.dtype).log_softmax(-1)
         targets = ids[0, len(row.prompt) :, None]
         expected = log_p[len(row.prompt) - 1 : -1].gather(1, targets)[:, 0]
         if not torch.allclose(found[i, : len(row.completion)], expected, rtol=tolerance, atol=tolerance):
