@@ -44,16 +44,17 @@ void send_to_judge(int socket, char kind, const void* data, std::size_t size, in
 Zygote::Zygote(int control, const Params& params) : control_(control), params_(params) {
   if (params_.drop_user) become_nobody();
   if (params_.namespaces) own_pid_namespace_ = enter_namespaces(params_);
-  if (params_.landlock) {
-    std::vector<std::string> writable;
-    if (params_.namespaces && params_.scratch_bytes > 0) writable.emplace_back("/tmp");
-    std::vector<std::string> readable = params_.readable;
-    for (const char* device : {"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"}) {
-      readable.emplace_back(device);
-    }
-    writable.emplace_back("/dev/null");
-    ruleset_ = make_landlock_ruleset(readable, writable);
+  if (params_.landlock) ruleset_ = ruleset(false);
+}
+
+int Zygote::ruleset(bool scratch) const {
+  std::vector<std::string> readable = params_.readable;
+  for (const char* device : {"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"}) {
+    readable.emplace_back(device);
   }
+  std::vector<std::string> writable{"/dev/null"};
+  if (scratch) writable.emplace_back("/tmp");
+  return make_landlock_ruleset(readable, writable);
 }
 
 bool Zygote::receive(Request& request) const {
@@ -88,22 +89,24 @@ void Zygote::before_fork() const {
 
 void Zygote::in_child(const Request& request) const {
   setsid();
+  int rules = ruleset_;
   if (request.scratch && params_.namespaces && params_.scratch_bytes > 0) {
     if (unshare(CLONE_NEWNS) != 0) throw SandboxError("new mount namespace");
     const std::string options = "mode=777,nr_inodes=4096,size=" + std::to_string(params_.scratch_bytes);
     if (mount("scratch", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, options.c_str()) != 0)
       throw SandboxError("scratch");
     if (chdir("/tmp") != 0) throw SandboxError("chdir to the scratch place");
+    // A rule holds for the directory that is mounted when it is made, not for what lies under a mount.
+    if (params_.landlock) rules = ruleset(true);
   }
   if (request.input >= 0 && dup2(request.input, 0) < 0) throw SandboxError("stdin");
   if (request.output >= 0 && dup2(request.output, 1) < 0) throw SandboxError("stdout");
-  int ruleset = ruleset_;
-  if (ruleset == kChannel) ruleset = dup(ruleset);
+  if (rules == kChannel) rules = dup(rules);
   if (dup2(request.channel, kChannel) < 0) throw SandboxError("channel");
   set_limits(params_);
   drop_capabilities();
   no_new_privileges();
-  if (ruleset >= 0) apply_landlock(ruleset);
+  if (rules >= 0) apply_landlock(rules);
   if (syscall(SYS_close_range, static_cast<unsigned>(kChannel) + 1, ~0u, 0u) != 0)
     throw SandboxError("close_range");
   if (params_.seccomp) apply_seccomp();

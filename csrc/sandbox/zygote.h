@@ -40,6 +40,8 @@ class Zygote {
   void in_parent(pid_t candidate, const Request& request) const;  // returns when it has ended
 
  private:
+  int ruleset(bool scratch) const;
+
   int control_;
   Params params_;
   int own_pid_namespace_ = -1;

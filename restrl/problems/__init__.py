@@ -43,7 +43,7 @@ _ALIASES = {"pipelines": "restrl"}
 def load_problems(path: str | Path, format: str = "auto") -> list[Problem]:
     """The problems of a file, in its order.
 
-    `format` is "auto" (told from the first row's keys) or one of `FORMATS`; JSONL or a JSON array, gzipped or not.
+    `format` is "auto" (told from the first row) or one of `FORMATS`; JSONL or a JSON array, gzipped or not.
     Raises RestrlError naming file, line and key for a damaged row, an empty file, an unknown format or an id
     that occurs twice. Problems without tests are left out with a warning.
     """

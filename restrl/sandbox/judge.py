@@ -221,7 +221,7 @@ def _requests() -> Iterator[tuple[int, str, bytes]]:
 
 
 def main() -> None:
-    """Serve one verifier until it hangs up. Its first message holds the settings; "ready" or "refused" answers."""
+    """Serve one verifier until it hangs up. The first message holds the settings; the answer is ready or refused."""
     core.die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     data = core.receive(CALLER)

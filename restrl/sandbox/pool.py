@@ -26,6 +26,9 @@ from restrl.sandbox.settings import Limits
 QUEUE = 3  # items a judge holds: the one it judges and what it goes on with
 GRACE = 2.0  # seconds past a verdict's cap before the judge itself is taken to hang
 ATTEMPTS = 3
+QUEUED_BYTES = (
+    32 << 10
+)  # a larger task waits for an idle judge: a busy one does not read, and nobody shall wait for it
 START_SECONDS = 20.0
 
 _PROGRAM = """\
@@ -173,6 +176,11 @@ class Pool:
                 if judge.ready and len(judge.tasks) == load:
                     with self._lock:
                         if not self._waiting:
+                            return
+                        if (
+                            load > 0
+                            and len(self._waiting[0].program) + len(self._waiting[0].tests) > QUEUED_BYTES
+                        ):
                             return
                         task = self._waiting.popleft()
                     self._numbers += 1

@@ -1,6 +1,6 @@
 """The process that forks candidates, and what runs in them. A script, started with an empty environment.
 
-    python -I -S zygote.py ROOT CORE.so SETTINGS    (restrl's parent folder, its core, hexadecimal codec bytes)
+    python -I -S zygote.py ROOT CORE.so SETTINGS    (restrl's parent folder, its core, codec bytes in hex)
 
 The parent loop is C++ (`restrl._core.sandbox.serve`); it returns here once per candidate, confined, with the
 channel on descriptor 3. What a candidate may see: its own program, set-up code, call arguments or stdin.
@@ -34,7 +34,8 @@ _LONGEST_MESSAGE = 300
 
 def _load(name: str, path: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

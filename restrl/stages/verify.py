@@ -34,8 +34,8 @@ def verify_file(
 
     A row of `out`, in the order of `samples`: {"task_id", "sample" (its number within the task), "status",
     "passed", "reward" (null for infrastructure_error), "tests", "seconds", "isolation"}. The file appears
-    whole or not at all. Returns and prints {"pass@k"}: for `ks`, or for those of 1, 10, 100 that every problem
-    has samples for.
+    whole or not at all. Returns and prints {"pass@k"}: for `ks`, or for those of 1, 10, 100 that every
+    problem has samples for.
 
     Raises RestrlError for unknown ids (file and line), unreadable files, or a k above a problem's samples.
     """
@@ -47,8 +47,7 @@ def verify_file(
         least = min(collections.Counter(p.task_id for p, _ in items).values())
         if k > least:
             raise RestrlError(f"{samples}: pass@{k} needs {k} samples of every problem, and one has {least}")
-    with disk(Path(out)):
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(Path(out))
     with (
         Verifier(workers=workers, timeout=timeout, allow_unsafe=allow_unsafe) as verifier,
         Progress("verify", len(items)) as bar,
@@ -65,6 +64,15 @@ def verify_file(
     if not quiet:
         _print(rows, len(known), table)
     return table
+
+
+def _make_folder(out: Path) -> None:
+    """Before the work, so that a bad place is known at once."""
+    try:
+        with disk(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise RestrlError(f"{out}: cannot be written: {out.parent} is a file") from None
 
 
 def _item(row: Fields, problems: dict[str, Problem], path: Path) -> tuple[Problem, str]:
