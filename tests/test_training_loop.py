@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -153,6 +154,48 @@ def test_resume_is_exact(tmp_path: Path, crashes: tuple[int, ...], dtype: torch.
     run(last.job(), settings(), tmp_path / "torn", seed=7)
     assert torch.equal(last.weights(), whole.weights())
     assert stable(tmp_path / "torn") == stable(tmp_path / "whole")
+
+
+def test_a_kill_at_any_file_operation_leaves_whole_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renames, deletions and flushes, each in turn the last thing a process does."""
+    whole = Regression()
+    run(whole.job(), settings(), tmp_path / "whole", seed=7)
+    places = [(os, "replace"), (shutil, "rmtree"), (os, "fsync"), (torch, "save")]
+    originals = [getattr(module, name) for module, name in places]
+    survived = 0
+    while True:
+        out = tmp_path / str(survived)
+        calls = iter(range(survived))
+
+        def dying(original: Any, calls: Any = calls) -> Any:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                if next(calls, None) is None:
+                    raise Crash
+                return original(*args, **kwargs)
+
+            return call
+
+        for (module, name), original in zip(places, originals, strict=True):
+            monkeypatch.setattr(module, name, dying(original))
+        try:
+            run(Regression().job(), settings(), out, seed=7)
+            break
+        except Crash:
+            pass
+        finally:
+            for (module, name), original in zip(places, originals, strict=True):
+                monkeypatch.setattr(module, name, original)
+        for step, folder in checkpoint.checkpoints(out):
+            assert torch.load(folder / "trainer_state.pt", weights_only=True)["step"] == step
+            assert torch.load(folder / "weights.pt", weights_only=True)
+        rest = Regression()
+        run(rest.job(), settings(), out, seed=7)
+        assert torch.equal(rest.weights(), whole.weights())
+        assert stable(out) == stable(tmp_path / "whole")
+        survived += 1
+    assert survived > 25
 
 
 def test_a_torn_row_and_rows_past_the_checkpoint_go(tmp_path: Path) -> None:
