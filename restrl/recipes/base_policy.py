@@ -38,7 +38,7 @@ _BUCKET = 32  # batches that are sorted by length together, so that a batch has 
 class Recipe:
     """What is trained. `steps` x `batch` programs are seen once each; `lr` is the peak of the cosine.
 
-    ramp         share of the steps in which the longest text grows from 2 operations to `longest`, slowly at
+    ramp         share of the steps in which the longest text grows from 1 operation to `longest`, slowly at
                  first: copying an argument is learned on short programs in a tenth of the time
     spec_weight  weight of a specification token in the loss (a program token has 1): its words are random
     """
@@ -101,6 +101,7 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCau
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.kv_heads,
         max_position_embeddings=CONTEXT,
+        initializer_range=recipe.hidden**-0.5,  # at the usual 0.02 so narrow a model learns no copying in time
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -114,7 +115,7 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCau
 def length_limit(recipe: Recipe, step: int) -> int:
     """The most operations of a text in this step."""
     done = min(1.0, step / max(1.0, recipe.ramp * recipe.steps))
-    return 2 + int(done**2 * (recipe.longest - 2))
+    return 1 + int(done**2 * (recipe.longest - 1))
 
 
 def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[Tensor, Tensor]]:
