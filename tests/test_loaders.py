@@ -18,7 +18,8 @@ _DATA = Path(os.environ.get("RESTRL_SHARED_DATA", Path(__file__).parents[1] / ".
 
 HUMANEVAL = {
     "task_id": "HumanEval/0", "prompt": 'def f(x):\n    """One more."""\n', "entry_point": "f",
-    "canonical_solution": "    return x + 1\n", "test": "def check(candidate):\n    assert candidate(1) == 2\n",
+    "canonical_solution": "    return x + 1\n",
+    "test": "def check(candidate):\n    assert candidate(1) == 2\n",
 }  # fmt: skip
 MBPP = {
     "task_id": 7, "text": "Double it.", "code": "import math\r\ndef double(x):\r\n    return 2 * x",

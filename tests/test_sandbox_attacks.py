@@ -66,7 +66,7 @@ DOUBLE = Problem(
 CHEATS = {
     "equal to everything": "class A:\n    def __eq__(self, o): return True\ndef f(x): return A()",
     "an int that is equal to everything": (
-        "class A(int):\n    def __eq__(self, o): return True\n    __hash__ = int.__hash__\ndef f(x): return A(99)"
+        "class A(int):\n    def __eq__(self, o): return True\ndef f(x): return A(99)"
     ),
     "a list that is equal to everything": (
         "class A(list):\n    def __eq__(self, o): return True\ndef f(x): return A([99])"
@@ -74,7 +74,8 @@ CHEATS = {
     "a forged value on the channel": (
         "import os, struct\n"
         "def f(x):\n"
-        "    body = b't' + struct.pack('I', 2) + b's' + struct.pack('I', 5) + b'value' + b'i' + struct.pack('q', 99)\n"
+        "    body = b't' + struct.pack('I', 2) + b's' + struct.pack('I', 5) + b'value'\n"
+        "    body += b'i' + struct.pack('q', 99)\n"
         "    os.write(3, struct.pack('I', len(body)) + body)\n"
         "    return 99"
     ),
@@ -117,7 +118,9 @@ CHEATS = {
     "an exception that lies": (
         "class E(AssertionError):\n    def __str__(self): raise SystemExit(0)\ndef f(x): raise E()"
     ),
-    "builtins replaced": "import builtins\nbuiltins.isinstance = lambda *a: True\nbuiltins.len = lambda x: 0\ndef f(x): return 0",
+    "builtins replaced": (
+        "import builtins\nbuiltins.isinstance = lambda *a: True\ndef f(x): return 0"
+    ),
 }  # fmt: skip
 
 

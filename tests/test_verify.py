@@ -19,7 +19,8 @@ _DATA = Path(os.environ.get("RESTRL_SHARED_DATA", Path(__file__).parents[1] / ".
 
 def problem(number: int, **fields: Any) -> dict[str, Any]:
     return {
-        "task_id": f"HumanEval/{number}", "prompt": f"def f(x):\n    '''Add {number}.'''\n", "entry_point": "f",
+        "task_id": f"HumanEval/{number}", "entry_point": "f",
+        "prompt": f"def f(x):\n    '''Add {number}.'''\n",
         "canonical_solution": f"    return x + {number}\n",
         "test": f"def check(candidate):\n    assert candidate(1) == {1 + number}\n", **fields,
     }  # fmt: skip
@@ -115,7 +116,7 @@ def test_validate(tmp_path: Path, problems: Path, capsys: pytest.CaptureFixture[
 
 def test_a_test_that_compares_the_candidate_with_itself(tmp_path: Path) -> None:
     """As HumanEval/33 does: the test names the entry point beside `candidate`."""
-    test = "def check(candidate):\n    assert tuple(candidate(3)) == tuple(f(3))\n    assert candidate(1) == [1]\n"
+    test = "def check(c):\n    assert tuple(c(3)) == tuple(f(3))\n    assert c(1) == [1]\n"
     row = problem(33, prompt="def f(x):\n    '''List.'''\n", canonical_solution="    return [x]\n", test=test)
     assert validate_file(write(tmp_path / "33.jsonl", [row]))
 

@@ -79,6 +79,8 @@ py::object receive(int fd, double timeout, std::uint64_t max_bytes, int keeper) 
       return py::str("closed");
     case sb::Received::timeout:
       return py::str("timeout");
+    case sb::Received::cut:
+      return py::str("cut");
     case sb::Received::too_long:
       return py::str("too_long");
     case sb::Received::orphaned:
@@ -128,7 +130,8 @@ void register_sandbox(py::module_& core) {
       "The data in `data`; safe on any bytes. Raises Unserialisable.");
   m.def("receive", &receive, py::arg("fd"), py::arg("timeout") = -1.0, py::arg("max_bytes") = 1u << 30,
         py::arg("keeper") = -1,
-        "One message as bytes, or why there is none: 'closed', 'timeout' (seconds), 'too_long', 'orphaned' "
+        "One message as bytes, or why there is none: 'closed', 'timeout' (seconds), 'cut' (timeout within a "
+        "message), 'too_long', 'orphaned' "
         "(the "
         "process behind `keeper` hung up).");
   m.def("send", &send_bytes, py::arg("fd"), py::arg("data"), py::arg("timeout") = -1.0,

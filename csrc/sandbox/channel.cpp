@@ -44,7 +44,7 @@ Received read_all(int fd, char* data, std::size_t size, const Deadline& deadline
     if (errno == EINTR) continue;
     if (errno != EAGAIN) return Received::closed;
     const int left = deadline.left();
-    if (left == 0) return Received::timeout;
+    if (left == 0) return have == 0 ? Received::timeout : Received::cut;
     pollfd watch[2] = {{fd, POLLIN, 0}, {keeper, 0, 0}};
     const int ready = poll(watch, keeper >= 0 ? 2 : 1, left);
     if (ready > 0 && keeper >= 0 && (watch[1].revents & (POLLHUP | POLLERR)) != 0) return Received::orphaned;
@@ -62,7 +62,8 @@ Received receive_message(int fd, std::string& out, std::int64_t timeout_ms, std:
   if (got != Received::message) return got;
   if (size > max_bytes) return Received::too_long;
   out.resize(size);
-  return read_all(fd, out.data(), size, deadline, keeper);
+  got = read_all(fd, out.data(), size, deadline, keeper);
+  return got == Received::timeout ? Received::cut : got;
 }
 
 bool send_message(int fd, const char* data, std::size_t size, std::int64_t timeout_ms) {

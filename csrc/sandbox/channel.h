@@ -6,11 +6,12 @@
 
 namespace restrl::sandbox {
 
-enum class Received { message, closed, timeout, too_long, orphaned };
+enum class Received { message, closed, timeout, cut, too_long, orphaned };
 
 // Reads one message into `out`. `timeout_ms` < 0 waits for ever. `keeper` (or -1) is a descriptor whose
 // hang-up means that whoever wants the answer is gone: `orphaned`. A length above `max_bytes` is `too_long`,
 // nothing is read.
+// `timeout` leaves the stream as it was; where part of a message has been read by then, it is `cut`.
 Received receive_message(int fd, std::string& out, std::int64_t timeout_ms, std::uint64_t max_bytes,
                          int keeper);
 

@@ -36,15 +36,13 @@ class Item:
         self.detail = ""
         self.candidate: Candidate | None = None
         self.stops = 0
+        self.spare = self.timeout  # what waiting for a core may add to the whole verdict (s)
         self.end_of_all = time.monotonic() + verdict_seconds(self.timeout, count_tests(tests))
 
     def start(self, job: tuple[Any, ...]) -> Candidate:
         self.finish()
         self.candidate = Candidate(self.zygote, job)
         return self.candidate
-
-    def arm(self, candidate: Candidate) -> None:
-        candidate.deadline = min(time.monotonic() + self.timeout, self.end_of_all)
 
     def finish(self) -> None:
         if self.candidate is not None:
@@ -63,7 +61,7 @@ class Item:
         """Run one test and note its status; after `Stopped` the candidate is gone."""
         candidate = self.candidate
         assert candidate is not None
-        self.arm(candidate)
+        candidate.arm(min(time.monotonic() + self.timeout, self.end_of_all), self.spare)
         try:
             passed = test()
             status, detail = ("passed", "") if passed else ("failed", "wrong answer")
@@ -84,6 +82,7 @@ class Item:
             }  # the judge's own, comparing the result
             status = "error" if theirs else kinds.get(type(error), "failed")
             detail = str(error) if theirs else f"{type(error).__name__}: {error}"
+        self.spare = candidate.spare
         self.note(status, detail)
         # A script ends after every input; what counts there is only that it hung.
         self.stops += status == "timeout" if self.tests["kind"] == "stdio" else not candidate.alive
@@ -221,7 +220,7 @@ def _requests() -> Iterator[tuple[int, str, bytes]]:
 
 
 def main() -> None:
-    """Serve one verifier until it hangs up. The first message holds the settings; the answer is ready or refused."""
+    """Serve one verifier until it hangs up; its first message holds the settings."""
     core.die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     data = core.receive(CALLER)

@@ -57,7 +57,7 @@ class Task:
 
 
 def task_seconds(timeout: float, tests: dict[str, Any]) -> float:
-    return verdict_seconds(timeout, count_tests(tests))
+    return verdict_seconds(timeout, count_tests(tests)) + timeout  # `Item.spare`
 
 
 class JudgeProcess:

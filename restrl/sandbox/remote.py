@@ -158,12 +158,18 @@ def wants_scratch(program: str) -> bool:
 
 
 class Candidate:
-    """One forked candidate. `deadline` (monotonic seconds) is set anew by the judge for every test."""
+    """One forked candidate. `arm` sets the deadline of every test.
+
+    Time in which the candidate could run but the machine gave it no core does not count, up to `spare`
+    seconds: a busy machine must not change verdicts.
+    """
 
     def __init__(self, zygote: Zygote, job: tuple[Any, ...], fds: tuple[int, ...] = ()) -> None:
         self.zygote, self.deadline = zygote, time.monotonic() + _START_SECONDS
         self.raised: list[BaseException] = []  # what calls raised: the candidate's errors, not the tests'
         self.cpu_us = 0
+        self.spare = 0.0
+        self._waited = 0.0
         ours, theirs = socket.socketpair()
         self.channel = ours
         try:
@@ -219,10 +225,36 @@ class Candidate:
             raise Stopped("crashed", f"ended by {signal.Signals(-code).name}")
         raise Stopped("error" if code == 1 else "crashed", f"ended itself with code {code}", code)
 
+    def arm(self, deadline: float, spare: float) -> None:
+        """Begin a test that ends at `deadline` (monotonic seconds), or up to `spare` later."""
+        self.deadline, self.spare, self._waited = deadline, spare, self._queued()
+
+    def _queued(self) -> float:
+        """Seconds its first thread has waited for a core so far; 0 where the kernel does not say."""
+        try:
+            pid = Path(f"/proc/self/fdinfo/{self.pidfd}").read_text().split("Pid:")[1].split()[0]
+            return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+        except (OSError, IndexError):
+            return 0.0
+
+    def _extend(self) -> bool:
+        """At the deadline: give back the time for which it had no core. False if there is none."""
+        waited = self._queued()
+        more = min(waited - self._waited, self.spare)
+        if more < 0.01:
+            return False
+        self._waited = waited
+        self.spare -= more
+        self.deadline = time.monotonic() + more
+        return True
+
     def answer(self) -> Any:
         """The next answer: a value, or the exception it describes is raised."""
-        left = self.deadline - time.monotonic()
-        data = core.receive(self.channel.fileno(), max(left, 0.0), self.zygote.max_bytes + 64, CALLER)
+        while True:
+            left = max(self.deadline - time.monotonic(), 0.0)
+            data = core.receive(self.channel.fileno(), left, self.zygote.max_bytes + 64, CALLER)
+            if data != "timeout" or not self._extend():
+                break
         if not isinstance(data, bytes):
             if data == "orphaned":
                 orphaned()
@@ -231,7 +263,7 @@ class Candidate:
             self.end()
             raise (
                 Stopped("timeout", "time limit")
-                if data == "timeout"
+                if data in ("timeout", "cut")
                 else Stopped("output_limit", "answer too long")
             )
         try:
@@ -296,7 +328,7 @@ class Candidate:
             if ready.get(CALLER, 0) & (select.POLLHUP | select.POLLERR):
                 orphaned()
             if pipe not in ready:
-                if left <= 0:
+                if left <= 0 and not self._extend():
                     raise Stopped("timeout", "time limit")
                 continue
             part = os.read(pipe, 1 << 16)
