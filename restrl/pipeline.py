@@ -25,7 +25,7 @@ from functools import cached_property
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from restrl import __version__
 from restrl import config as configuration
@@ -64,7 +64,7 @@ class Run:
         run = cls(config)
         with lock(run.folder):
             run._check_config()
-            run._write_facts()
+            run._write_facts()  # reads the problems: a damaged file must not claim the folder
             try:
                 yield run
             finally:
@@ -235,16 +235,17 @@ class Run:
                     f"{self.folder} holds a run of another config ({'; '.join(lines)}); "
                     "choose another folder or restore these values"
                 )
-        else:
-            write_text(path, configuration.dump(self.config))
 
     def _write_facts(self) -> None:
         path = self.folder / "run.json"
-        if not path.exists():
+        if not path.exists() or not (self.folder / "config.json").exists():
             facts = {"seed": self.config.seed, "versions": versions(), "git_commit": _commit()}
+            facts["train_problems"] = len(self.train)
             if self.config.problems.test is not None:
+                facts["test_problems"] = len(self.test)
                 facts["overlap"] = overlap(self.train, self.test)
             write_json(path, facts)
+            write_text(self.folder / "config.json", configuration.dump(self.config))
 
 
 def load_policy(path: str, device: str = "auto", dtype: str = "auto", max_rows: int = 256) -> LocalPolicy:
@@ -276,7 +277,7 @@ def problem_set(spec: str, form: str, seed: int) -> list[Problem]:
         raise RestrlError(
             f"{spec!r} is not of the form pipelines:SPLIT:N:LO-HI, e.g. pipelines:train:200:2-6"
         ) from None
-    return pipelines.generate(split, count, seed=seed, difficulty=(low, high))
+    return pipelines.generate(cast(pipelines.Split, split), count, seed=seed, difficulty=(low, high))
 
 
 def overlap(train: list[Problem], test: list[Problem]) -> int:

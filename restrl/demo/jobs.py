@@ -128,7 +128,11 @@ def _urgent(all_jobs: list[Job]) -> list[str]:
 
 def write_problems(folder: Path, settings: Settings) -> None:
     """Both problem sets; a composition of one split never occurs in another."""
-    for split, count in (("train", settings.train_problems), ("test", settings.test_problems)):
+    counts: dict[pipelines.Split, int] = {
+        "train": settings.train_problems,
+        "test": settings.test_problems,
+    }
+    for split, count in counts.items():
         path = folder / f"{split}.jsonl"
         if not path.exists():
             temporary = path.with_suffix(".tmp")

@@ -13,7 +13,9 @@ from restrl.report import write_report
 from restrl.rows import Row, read_rows, write_json
 from restrl.training.rollout import STD_BIN_WIDTH, STD_BINS
 
-KEPT = ("accuracy", "stderr", "problems", "generated_tokens", "value_tokens", "seconds")
+KEPT = (
+    "accuracy", "stderr", "problems", "generated_tokens", "value_tokens", "verifier_seconds", "seconds",
+)  # fmt: skip
 
 
 def write(folder: Path, settings: Settings, wall: float) -> None:
