@@ -25,7 +25,7 @@ from restrl.policy import Completion, Prompt, Sampling
 from restrl.policy.local import LocalPolicy
 from restrl.records import Asserts, Problem
 from restrl.training import checkpoint
-from restrl.training.batch import Row, check_model, completion_log_probs, micro_batches
+from restrl.training.batch import Row, caches_plainly, check_model, completion_log_probs, micro_batches
 from restrl.training.grpo import train_grpo
 from restrl.training.hf import batch_positions
 from restrl.training.rollout import TrainState, cut_at_stop, shaped_reward, up_to_end
@@ -429,7 +429,10 @@ def test_sliding_windows_take_the_plain_path(tmp_path: Path) -> None:
     )
     model = LocalPolicy(path).model.double()
     check_model(model)
-    rows = [Row([5, 6, 7, 8, 9, 10], [11, 12, 13]), Row([5, 6, 7, 8, 9, 10], [3])]
+    assert not caches_plainly(model)
+    # padding between prompt and completion would move the windows
+    prompts = ([5, 6, 7, 8, 9, 10, 11, 12], [5, 6], [5, 6, 7])
+    rows = [Row(prompt, completion) for prompt in prompts for completion in ([11, 12, 13], [3])]
     found = completion_log_probs(model, rows)
     for i, row in enumerate(rows):
         completion = Completion("", np.array(row.completion), prompt_token_ids=tuple(row.prompt))
