@@ -227,7 +227,10 @@ class Candidate:
 
     def arm(self, deadline: float, spare: float) -> None:
         """Begin a test that ends at `deadline` (monotonic seconds), or up to `spare` later."""
-        self.deadline, self.spare, self._waited = deadline, spare, self._queued()
+        self.deadline, self.spare = (
+            deadline,
+            spare,
+        )  # what it waited before this test is not asked: that costs
 
     def _queued(self) -> float:
         """Seconds its first thread has waited for a core so far; 0 where the kernel does not say."""
