@@ -167,7 +167,7 @@ def _train(folder: Path, settings: Settings, *, arm: str) -> None:
     cfg = TrainConfig(
         max_steps=settings.steps,
         prompts_per_step=settings.prompts_per_step,
-        micro_batch_size=128,
+        micro_batch_size=32,
         learning_rate=settings.learning_rate,
         temperature=1.0,
         max_completion_length=settings.max_new_tokens,

@@ -41,7 +41,10 @@ def train_policy(
             (form.prompt(problem, problem.prefix, "").text, text)
             for problem, text in _accepted(samples, problems, r0)
         ]
-        return train_sft(policy.model, policy.tokenizer, examples, cfg, out, seed=seed, name=name)
+        return train_sft(
+            policy.model, policy.tokenizer, examples, cfg, out, seed=seed, name=name,
+            add_special_tokens=not form.chat,
+        )  # fmt: skip
     starts = []
     for i, row in enumerate(states):
         problem = problems[row["task_id"]]
