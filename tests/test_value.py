@@ -198,6 +198,23 @@ def test_covering() -> None:
     assert [covering(ends, c) for c in (1, 2, 3, 5, 6, 9, 12)] == [1, 1, 2, 2, 4, 4, 4]
 
 
+def test_neither_end_token_nor_stop_string_counts(policy: LocalPolicy, head: AdditiveValue) -> None:
+    """Without a last newline of its own, a completion's value is that of its last visible character."""
+    eos = policy.tokenizer.eos_token_id
+    ids = policy.codec.encode("    return b", special=False)[0]
+    prompt = policy.format.prompt(problem(), PREFIX, "key")
+    stop = policy.codec.encode("\ndef", special=False)[0]
+    want = math.exp(-0.25 * len(ids))
+    for tail in ([], [eos], stop):
+        sampled_ids = np.asarray([*ids, *tail])
+        scores = np.full(len(sampled_ids), -0.25, np.float32)
+        finish = "eos" if tail == [eos] else "stop"
+        done = Completion("    return b", sampled_ids, None, finish, (1,), scores, 0.0)  # type: ignore[arg-type]
+        got = head.line_values_from_completion(problem(), prompt, done)
+        assert got.ends == (len(PREFIX + "    return b\n"),)
+        assert got.last == pytest.approx(want), tail
+
+
 # ---- the scalar head
 
 

@@ -103,6 +103,24 @@ def test_best_evaluation_is_the_result(policy: LocalPolicy, tmp_path: Path) -> N
         assert summary["eval_loss"] == pytest.approx(seen[summary["best_step"]], abs=1e-6)
 
 
+def test_weights_that_fit_noise_are_not_the_result(policy: LocalPolicy, tmp_path: Path) -> None:
+    """Targets that nothing explains: the evaluation gets worse with training, and an early state is kept."""
+    data = rows()
+    rng = np.random.default_rng(1)
+    for row in data:
+        row["values"] = [float(rng.integers(0, 2))] * 3
+        row["program"] = row["program"].replace(">= 5", f">= {rng.integers(0, 100)}")
+        row["ends"] = line_ends(row["program"], len(PROBLEMS[row["task_id"]].prefix))
+    cfg = ADDITIVE.model_copy(update={"epochs": 25})
+    train_value(cfg, data, PROBLEMS, policy, tmp_path / "v", seed=0)
+    summary = json.loads((tmp_path / "v" / "value.json").read_text())
+    lines = (tmp_path / "v" / "train" / "metrics.jsonl").read_text().splitlines()
+    seen = [row["eval_loss"] for row in map(json.loads, lines) if "eval_loss" in row]
+    assert summary["best_step"] < summary["steps"]
+    assert summary["eval_loss"] == pytest.approx(min(seen))
+    assert seen[-1] > 1.1 * min(seen)
+
+
 @pytest.mark.parametrize(
     "cfg", [ADDITIVE, SCALAR.model_copy(update={"epochs": 6})], ids=["additive", "scalar"]
 )

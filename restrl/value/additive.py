@@ -41,6 +41,7 @@ class AdditiveHead(nn.Module):
         self.embedding_norm = nn.LayerNorm(embedding_size)
         self.mix = nn.Linear(hidden_size + embedding_size + 2, width)
         self.out = nn.Linear(width, 1)
+        self.surprise = nn.Parameter(torch.ones(()))  # weight of -log_prob: a new head ranks by likelihood
 
     def forward(self, hidden: Tensor, embedded: Tensor, log_probs: Tensor) -> Tensor:
         likelihood = log_probs.clamp(min=_LEAST_LOG_PROB)
@@ -53,7 +54,8 @@ class AdditiveHead(nn.Module):
             ],
             -1,
         )
-        return -F.softplus(self.out(F.silu(self.mix(features))).squeeze(-1) + _FIRST_SCORE)
+        learned = self.out(F.silu(self.mix(features))).squeeze(-1)
+        return -F.softplus(learned + _FIRST_SCORE - self.surprise * likelihood)
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ class AdditiveValue:
                     )
             rows = self.log_values(self.trace(encoded), [e.counts for e in encoded])
             out += [
-                to_values(problem, e.ends, row.exp().tolist(), len(e.token_ids))
+                to_values(problem, e.ends, row.double().exp().tolist(), len(e.token_ids))
                 for (problem, _), e, row in zip(chunk, encoded, rows, strict=True)
             ]
         return out

@@ -27,7 +27,7 @@ EVALUATION_SHARE = 0.1  # of the problems
 _EVALUATIONS = 10  # over the whole training
 _EVALUATION_ROWS = 1000  # at most
 _TOGETHER = 4  # rows of one problem side by side in a batch, for the ranking loss
-LEARNING_RATE = {"scalar": 1e-7, "additive": 2e-3}
+LEARNING_RATE = {"scalar": 1e-7, "additive": 4e-3}
 
 
 def train_value(
