@@ -1,13 +1,15 @@
-"""The documentation says what the code does: every configuration key, example rows that load, links that exist."""
+"""The documentation says what the code does: configuration keys, rows that load, links and names."""
 
 from __future__ import annotations
 
 import json
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import numpy as np
 import pytest
 from annotated_types import Ge, Gt, Le
 from pydantic import BaseModel
@@ -15,7 +17,22 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from restrl import config
-from restrl.config import METHODS, RunConfig
+from restrl.config import METHODS, AssembleConfig, CollectConfig, DecodeConfig, RunConfig, SamplingConfig
+from restrl.errors import RestrlError
+from restrl.policy import Completion, Prompt, Sampling
+from restrl.problems import FORMATS, load_problems
+from restrl.prompts import PromptFormat
+from restrl.records import Problem
+from restrl.rows import read_rows
+from restrl.sandbox import Verdict, Verifier
+from restrl.sandbox.settings import TIERS
+from restrl.stages.assemble import assemble
+from restrl.stages.collect import collect
+from restrl.stages.decode import decode_problems
+from restrl.stages.evaluate import evaluate
+from restrl.stages.sample import sample
+from restrl.stages.verify import verify_file
+from restrl.value import LineValues, line_ends
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -113,3 +130,167 @@ def test_the_example_has_every_key_at_its_default() -> None:
         given = data if name == "Top level" else data[name]
         unset = [k for k, f in keys(model).items() if f.default is None]
         assert unset == [k for k in keys(model) if k not in given]
+
+
+# -- formats.md
+
+PROBLEM_ROWS = [(name, text) for name in FORMATS for text in blocks(page("formats.md"), f"json {name}")]
+
+
+def example(name: str) -> Any:
+    """The one example of a record."""
+    (text,) = blocks(page("formats.md"), f"json {name}")
+    return json.loads(text)
+
+
+def load(folder: Path, text: str, format: str = "auto") -> Problem:
+    path = folder / "problems.jsonl"
+    path.write_text(json.dumps(json.loads(text)) + "\n", encoding="utf-8")
+    (problem,) = load_problems(path, format)
+    return problem
+
+
+def test_every_problem_format_has_an_example_that_is_recognised(tmp_path: Path) -> None:
+    assert {name for name, _ in PROBLEM_ROWS} == set(FORMATS)
+    for name, text in PROBLEM_ROWS:
+        assert load(tmp_path, text) == load(tmp_path, text, name)
+    kinds = {load(tmp_path, text).tests.kind for name, text in PROBLEM_ROWS if name == "restrl"}
+    assert kinds == {"calls", "stdio", "asserts", "check"}
+
+
+def test_the_references_of_the_examples_pass(tmp_path: Path) -> None:
+    problems = [load(tmp_path, text) for _, text in PROBLEM_ROWS]
+    items = [(p, p.reference) for p in problems if p.reference is not None]
+    assert len(items) == len(problems)
+    with Verifier(workers=1) as verifier:
+        assert [v.status for v in verifier.verify(items)] == ["passed"] * len(items)
+
+
+class Liar:
+    """A policy and value model that know one good and one bad ending."""
+
+    def complete(self, requests: list[Prompt], n: int, sampling: Sampling) -> list[list[Completion]]:
+        texts = ["    b = a[::-1] + [6]\n    return b\n", "    return a\n"]
+        ids, log_probs = np.arange(9), np.zeros(9, np.float32)
+        return [[Completion(texts[i % 2], ids, log_probs, "eos") for i in range(n)] for _ in requests]
+
+    def score(self, items: Sequence[tuple[Problem, str]]) -> list[LineValues]:
+        ends = [tuple(line_ends(program, len(problem.prefix))) for problem, program in items]
+        return [LineValues(e, (0.5,) * len(e), 20) for e in ends]
+
+    def save(self, folder: str | Path) -> None:
+        raise AssertionError
+
+
+def shape(value: Any) -> Any:
+    """The keys of nested records; of a list its first entry's."""
+    if isinstance(value, dict):
+        return {key: shape(entry) for key, entry in value.items()}
+    return [shape(value[0])] if isinstance(value, list) and value else None
+
+
+def test_the_records_of_a_run_have_the_keys_of_the_examples(tmp_path: Path) -> None:
+    problem = load(tmp_path, PROBLEM_ROWS[0][1])
+    liar, form, by_id = Liar(), PromptFormat(), {problem.task_id: problem}
+    answers, found = tmp_path / "answers.jsonl", {}
+    with Verifier(workers=1) as v:
+        samples = sample(liar, form, [problem], v, SamplingConfig(n=2), tmp_path / "s.jsonl", seed=0)
+        states = assemble(samples, by_id, AssembleConfig(), tmp_path / "states.jsonl", seed=0)
+        cfg = CollectConfig(simulations=1, k=2)
+        trees = collect(liar, form, [problem], v, cfg, tmp_path / "targets.jsonl", seed=0)
+        rows = decode_problems(
+            liar, form, [problem], DecodeConfig(methods=["vm-mcts"], budget=2, k=2), answers, seed=0,
+            values={"scalar": liar}, verifier=v,
+        )  # fmt: skip
+        evaluate(rows, by_id, v, tmp_path, seed=0)
+    verify_file(
+        tmp_path / "problems.jsonl", tmp_path / "samples.jsonl", tmp_path / "v.jsonl", workers=1, quiet=True
+    )
+    found["sample"], found["state"], found["collect"], found["decode"] = (
+        samples[0],
+        states[-1],
+        trees[0],
+        rows[0],
+    )
+    found["tree"] = json.loads((tmp_path / "targets.tree.json").read_text())
+    found["evaluate"] = json.loads((tmp_path / "results.json").read_text())
+    found["answer"] = read_rows(tmp_path / "samples.jsonl")[0]
+    found["verify"] = read_rows(tmp_path / "v.jsonl")[0]
+    assert {name: shape(row) for name, row in found.items()} == {name: shape(example(name)) for name in found}
+
+
+def test_the_demo_rows_have_the_keys_of_the_example() -> None:
+    table = pytest.importorskip("restrl.demo.table", reason="needs torch")
+    assert list(example("report")) == ["policy", "decoding", "value_head", "budget", *table.KEPT]
+
+
+# -- all pages
+
+OWN = ("config.md", "formats.md", "method.md", "verifier.md")
+
+
+def anchors(text: str) -> set[str]:
+    """GitHub's anchors of the headings."""
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_links_lead_somewhere(name: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page(name)):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        place = ROOT / "docs" / (path or name)
+        assert place.exists(), target
+        if anchor:
+            assert anchor in anchors(place.read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_places_in_the_code_exist(name: str) -> None:
+    """`folder/file.py:name` and `folder/file.cpp:name`."""
+    places = re.findall(r"`((?:restrl|csrc)/[\w/.]+\.(?:py|cpp|h))(?::([\w.]+))?`", page(name))
+    for path, names in places:
+        text = (ROOT / path).read_text(encoding="utf-8")
+        defined = (
+            r"^\s*(?:def|class) {0}\b|^{0}\b.* = |^{0}: "
+            if path.endswith(".py")
+            else r"(?:class|struct) {0}\b|{0}::|\b{0}\("
+        )
+        for part in filter(None, names.split(".")):
+            assert re.search(defined.format(part), text, re.MULTILINE), f"{path}:{names}"
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_lines_fit(name: str) -> None:
+    assert [line for line in page(name).splitlines() if len(line) > 125] == []
+
+
+# -- verifier.md
+
+
+def test_the_example_of_a_new_format_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source,) = blocks(page("verifier.md"), "python format")
+    names: dict[str, Any] = {}
+    exec(source, names)
+    monkeypatch.setitem(FORMATS, "livecodebench", (names["KEYS"], names["livecodebench"]))
+    cases = [{"input": "1 2\n", "output": "3\n", "testtype": "stdin"}]
+    row = {"question_id": "q1", "question_content": "Add.", "public_test_cases": json.dumps(cases)}
+    problem = load(tmp_path, json.dumps(row))
+    with Verifier(workers=1) as verifier:
+        assert verifier.verify([(problem, "print(sum(map(int, input().split())))")])[0].passed
+    row["public_test_cases"] = '[{"input": "1"}]'
+    with pytest.raises(RestrlError, match=r"problems\.jsonl:1: key 'public_test_cases' holds a case without"):
+        load(tmp_path, json.dumps(row))
+
+
+def test_every_status_and_tier_stands_in_the_verifier_page() -> None:
+    text = page("verifier.md")
+    known = re.search(r"failed, error, timeout,.*?infrastructure_error", Verdict.__doc__ or "", re.DOTALL)
+    assert known
+    statuses = set(
+        re.findall(r"\b(?:[a-z]+_[a-z]+|failed|error|timeout|memory|crashed|unserialisable)\b", known[0])
+    )
+    assert set(table(section(text, "Verdicts"))) == statuses | {"passed"}
+    assert set(table(section(text, "Isolation"))) == set(TIERS)
