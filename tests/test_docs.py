@@ -15,11 +15,23 @@ from annotated_types import Ge, Gt, Le
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+from tiny_models import make_tiny_qwen2
 
 from restrl import config
-from restrl.config import METHODS, AssembleConfig, CollectConfig, DecodeConfig, RunConfig, SamplingConfig
+from restrl.config import (
+    METHODS,
+    AssembleConfig,
+    CollectConfig,
+    DecodeConfig,
+    RunConfig,
+    SamplingConfig,
+    TrainConfig,
+    ValueConfig,
+)  # fmt: skip
+from restrl.demo.table import KEPT
 from restrl.errors import RestrlError
 from restrl.policy import Completion, Prompt, Sampling
+from restrl.policy.local import LocalPolicy
 from restrl.problems import FORMATS, load_problems
 from restrl.prompts import PromptFormat
 from restrl.records import Problem
@@ -32,7 +44,11 @@ from restrl.stages.decode import decode_problems
 from restrl.stages.evaluate import evaluate
 from restrl.stages.sample import sample
 from restrl.stages.verify import verify_file
+from restrl.training.grpo import train_grpo
+from restrl.training.rollout import TrainState
+from restrl.training.sft import train_sft
 from restrl.value import LineValues, line_ends
+from restrl.value.train import LEARNING_RATE, train_value
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -132,6 +148,13 @@ def test_the_example_has_every_key_at_its_default() -> None:
         assert unset == [k for k in keys(model) if k not in given]
 
 
+def test_the_default_rates_of_the_value_heads() -> None:
+    row = table(section(page("config.md"), "[value]"))["learning_rate"]
+    said = re.search(r"none: (\S+) for scalar, (\S+) for additive", row[-1])
+    assert said
+    assert {"scalar": float(said[1]), "additive": float(said[2])} == LEARNING_RATE
+
+
 # -- formats.md
 
 PROBLEM_ROWS = [(name, text) for name in FORMATS for text in blocks(page("formats.md"), f"json {name}")]
@@ -219,9 +242,43 @@ def test_the_records_of_a_run_have_the_keys_of_the_examples(tmp_path: Path) -> N
     assert {name: shape(row) for name, row in found.items()} == {name: shape(example(name)) for name in found}
 
 
+def test_every_number_of_a_training_stands_in_the_page(tmp_path: Path) -> None:
+    problems = [load(tmp_path, text) for _, text in PROBLEM_ROWS[:4]]
+    policy = LocalPolicy(make_tiny_qwen2(tmp_path / "tiny"), device="cpu")
+    cfg = TrainConfig(max_steps=1, num_generations=2, prompts_per_step=1, max_completion_length=4)
+    states = [TrainState(problems[0], Prompt("", problems[0].prefix, "k"), "bare", ())]
+
+    def reward(_: Any, completions: list[list[Completion]]) -> list[list[float | None]]:
+        return [[i / len(group) for i in range(len(group))] for group in completions]
+
+    grpo = train_grpo(policy, states, reward, cfg, tmp_path / "grpo", seed=0).rows[0]
+    sft = train_sft(policy.model, policy.tokenizer, [("a", "b")], cfg, tmp_path / "sft", seed=0).rows[0]
+    text = section(page("formats.md"), "metrics.jsonl")
+    said = set(re.findall(r"`([\w/]+)`", text))
+    bins = sorted(name for name in grpo if name.startswith("reward_std/bin_"))
+    assert f"`{bins[0]}` ... `{bins[-1]}`" in text
+    assert (grpo.keys() | sft.keys()) - set(bins) <= said
+
+    rows = [
+        {
+            "task_id": p.task_id,
+            "program": p.prefix + "x\n",
+            "ends": [len(p.prefix) + 2],
+            "values": [0.5],
+            "visits": [1],
+        }
+        for p in problems
+    ]
+    value = ValueConfig(epochs=1)
+    train_value(value, rows, {p.task_id: p for p in problems}, policy, tmp_path / "value", seed=0)
+    summary = json.loads((tmp_path / "value" / "value.json").read_text())
+    assert set(summary) == set(re.findall(r"`(\w+)`", section(page("formats.md"), "value.json"))) - {"eval_"}
+    training = read_rows(tmp_path / "value" / "train" / "metrics.jsonl")
+    assert set().union(*training) <= said
+
+
 def test_the_demo_rows_have_the_keys_of_the_example() -> None:
-    table = pytest.importorskip("restrl.demo.table", reason="needs torch")
-    assert list(example("report")) == ["policy", "decoding", "value_head", "budget", *table.KEPT]
+    assert list(example("report")) == ["policy", "decoding", "value_head", "budget", *KEPT]
 
 
 # -- all pages
