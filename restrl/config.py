@@ -129,7 +129,7 @@ class ValueConfig(_Section):
 
     head: Literal["scalar", "additive"] = "additive"
     backbone: str | None = None  # scalar only: start from this model instead of the trained policy
-    learning_rate: float | None = Field(None, gt=0)  # None: 1e-7 scalar (the paper's), 2e-3 additive
+    learning_rate: float | None = Field(None, gt=0)  # None: 1e-7 scalar (the paper's), 4e-3 additive
     epochs: int = Field(2, ge=1)
     batch_size: int = Field(16, ge=1)
     max_length: int = Field(2048, ge=1)  # tokens; longer texts are dropped and counted

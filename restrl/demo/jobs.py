@@ -201,9 +201,11 @@ def _collect(folder: Path, settings: Settings, *, policy: str) -> None:
 def _value(folder: Path, settings: Settings, *, policy: str, head: str) -> None:
     problems = {p.task_id: p for p in _problems(folder, "train")}
     rows = [t for tree in read_rows(folder / policy / "targets.jsonl") for t in tree["targets"]]
-    base = {"head": head, "epochs": 2, "batch_size": 32, "max_length": 512}
-    rate = {} if head == "additive" else {"learning_rate": 1e-3}
-    cfg = ValueConfig.model_validate(base | rate)
+    own: dict[str, dict[str, float]] = {
+        "additive": {"epochs": 8, "batch_size": 16},
+        "scalar": {"epochs": 2, "batch_size": 32, "learning_rate": 1e-3},
+    }
+    cfg = ValueConfig.model_validate({"head": head, "max_length": 512, **own[head]})
     train_value(
         cfg, rows, problems, _policy(folder, policy), folder / policy / f"value-{head}",
         seed=derive(settings.seed, "value", policy),
