@@ -43,18 +43,18 @@ class Recipe:
     spec_weight  weight of a specification token in the loss (a program token has 1): its words are random
     """
 
-    steps: int = 3000
-    batch: int = 32
+    steps: int = 4400
+    batch: int = 16
     lr: float = 4e-3
-    warmup: int = 100
-    ramp: float = 0.6
-    longest: int = pipelines.MAX_OPERATIONS
+    warmup: int = 200
+    ramp: float = 0.4
+    longest: int = 6
     spec_weight: float = 0.1
     weight_decay: float = 0.01
     hidden: int = 96
     layers: int = 3
     heads: int = 4
-    kv_heads: int = 2
+    kv_heads: int = 4
     feed_forward: int = 256
     vocabulary: int = 512
     seed: int = 0
@@ -101,7 +101,8 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCau
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.kv_heads,
         max_position_embeddings=CONTEXT,
-        initializer_range=recipe.hidden**-0.5,  # at the usual 0.02 so narrow a model learns no copying in time
+        initializer_range=recipe.hidden
+        ** -0.5,  # at the usual 0.02 so narrow a model learns no copying in time
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
