@@ -86,6 +86,7 @@ def train_tokenizer(texts: Iterator[str], vocabulary: int) -> PreTrainedTokenize
         tokenizer_object=tokenizer,
         eos_token=EOS,
         pad_token=PAD,
+        unk_token=EOS,  # bytes are never unknown; unset, Qwen2's loader adds a token without an embedding
         model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
     )

@@ -133,12 +133,15 @@ def measure_checkpoint(
     """`measure` of a saved policy on `n` generated problems, verified in the sandbox."""
     from restrl.policy.local import LocalPolicy
     from restrl.sandbox import Verifier
+    from restrl.stages.collect import known_reward
 
     problems = pipelines.generate(split, n, seed=seed, difficulty=difficulty)
     with Verifier() as verifier:
         return measure(
             LocalPolicy(str(folder)),
-            lambda items: [verdict.reward for verdict in verifier.verify(items)],
+            lambda items: [
+                known_reward(v, p.task_id) for v, (p, _) in zip(verifier.verify(items), items, strict=True)
+            ],
             problems,
             samples=samples,
             seed=seed,
