@@ -76,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     _verifier_arguments(p)
     p.set_defaults(run=_validate)
 
+    p = commands.add_parser("doctor", help="what this machine offers: isolation, devices, versions")
+    p.set_defaults(run=_doctor)
+
     p = commands.add_parser("report", help="one HTML page from a run or demo folder")
     p.add_argument("folder", type=Path)
     p.set_defaults(run=_report)
@@ -89,7 +92,7 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _verifier_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", default="auto", help="auto, humaneval, mbpp, apps, restrl (auto)")
+    parser.add_argument("--format", default="auto", help="auto, humaneval, mbpp, apps, apps-with-test, restrl (auto)")
     parser.add_argument("--timeout", type=float, default=6.0, help="seconds per test (6)")
     parser.add_argument("--workers", type=int, default=2, help="programs verified at once (2)")
     parser.add_argument("--allow-unsafe", action="store_true", help="run with less isolation than tier 2")
@@ -148,6 +151,14 @@ def _validate(args: argparse.Namespace) -> int:
         allow_unsafe=args.allow_unsafe,
     )  # fmt: skip
     return 0 if ok else 1
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from restrl.doctor import examine
+
+    lines, well = examine()
+    print("\n".join(lines))
+    return 0 if well else 1
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The configuration of a run: TOML in, frozen typed sections out. Defaults are the paper's.
+"""The configuration of a run: TOML in, frozen typed sections out. Defaults are the paper's where it has one.
 
 A key that does not exist is an error; a value can be overridden as `section.key=value`. Names equal TRL's
 where the meaning is equal.

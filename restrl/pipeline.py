@@ -271,6 +271,8 @@ def problem_set(spec: str, form: str, seed: int) -> list[Problem]:
 
     parts = spec.split(":")
     try:
+        if len(parts) > 4:
+            raise ValueError
         split, count = parts[1], int(parts[2])
         low, high = (int(x) for x in parts[3].split("-")) if len(parts) > 3 else (1, 12)
     except (IndexError, ValueError):

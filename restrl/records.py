@@ -18,7 +18,7 @@ class _Record(BaseModel):
 
 
 class Asserts(_Record):
-    """MBPP: every entry of `asserts` is one test; `setup` runs before (and again after) the program."""
+    """MBPP: every entry of `asserts` is one test; `setup` runs before it (after a program that it uses)."""
 
     kind: Literal["asserts"] = "asserts"
     setup: str = ""

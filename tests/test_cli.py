@@ -105,5 +105,13 @@ def test_iterations_outside_the_run(tmp_path, config):
     refused(done, "--iteration 2 is not in 1..1")
 
 
+def test_doctor_names_every_tier(tmp_path):
+    done = restrl("doctor", cwd=tmp_path)
+    for word in ("torch", "tier1+tier2", "tier2", "GPU"):
+        assert word in done.stdout
+    assert done.returncode in (0, 1)
+    assert done.returncode == ("no sufficient isolation" in done.stdout)
+
+
 def test_report_of_a_folder_that_holds_no_run(tmp_path):
     refused(restrl("report", tmp_path, cwd=tmp_path), str(tmp_path))

@@ -214,7 +214,7 @@ def _oracle(draws: Sequence[Draws], budget: int, verifier: Verifier | None) -> l
                 if verdict.reward is None:
                     raise RestrlError(
                         f"{d.problem.task_id}: a program could not be verified ({verdict.detail}); "
-                        "`restrl doctor` tests the sandbox"
+                        "`restrl doctor` says what the sandbox lacks"
                     )
                 spent += verdict.seconds
                 candidates.append(Candidate(s.program, s.completion, verdict.reward, i, s.tokens))

@@ -81,7 +81,7 @@ def _detect(row: Fields) -> str:
     shown = ", ".join(map(repr, list(row.row)[:8]))
     raise RestrlError(
         f"{row.where}: no known problem format has these keys ({shown}); "
-        f"name one with --format: {', '.join(FORMATS)}"
+        f"name one with --format or problems.format: {', '.join(FORMATS)}"
     )
 
 

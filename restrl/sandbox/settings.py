@@ -21,6 +21,9 @@ TIERS: dict[str, dict[str, bool]] = {
 }
 
 
+UNSAFE = ("tier1", "none")  # less than tier 2: only where the user allows it
+
+
 @dataclass(frozen=True)
 class Limits:
     """Limits of one candidate.

@@ -17,7 +17,7 @@ from restrl.sandbox.jobs import judge_tests
 from restrl.sandbox.judge import count_tests
 from restrl.sandbox.native import core
 from restrl.sandbox.pool import Pool, Task, task_seconds
-from restrl.sandbox.settings import TIERS, VERSION, Limits, sandbox_settings
+from restrl.sandbox.settings import TIERS, UNSAFE, VERSION, Limits, sandbox_settings
 
 _KNOWN_PROBLEMS = 4096
 
@@ -51,7 +51,7 @@ class Verifier:
     memory_mb     address space of one candidate beyond the interpreter's own (MiB)
     cache         False: none; True: in memory; a path: a JSONL file as well
     isolation     "auto" takes the strongest tier that works here; or a tier's name
-    allow_unsafe  go on without isolation where neither tier works
+    allow_unsafe  go on with less than tier 2 where that cannot be had: tier1, or none at all
 
     Raises RestrlError where no sufficient isolation can be had.
     """
@@ -75,16 +75,14 @@ class Verifier:
         self._cache = None if cache is False else VerdictCache(None if cache is True else Path(cache))
         self._payloads: dict[int, tuple[Problem, bytes, float, int]] = {}
         self._lock = threading.Lock()
-        tiers = [t for t in TIERS if t != "none"] if isolation == "auto" else [isolation]
-        self.isolation, self._pool = self._open(tiers, allow_unsafe)
+        if isolation in UNSAFE and not allow_unsafe:
+            raise RestrlError(f"isolation {isolation!r} is less than tier 2: it needs allow_unsafe=True")
+        tiers = [t for t in TIERS if allow_unsafe or t not in UNSAFE] if isolation == "auto" else [isolation]
+        self.isolation, self._pool = self._open(tiers)
 
-    def _open(self, tiers: list[str], allow_unsafe: bool) -> tuple[str, Pool]:
+    def _open(self, tiers: list[str]) -> tuple[str, Pool]:
         reasons = []
-        for tier in tiers if not allow_unsafe or "none" in tiers else [*tiers, "none"]:
-            if tier == "none" and not allow_unsafe:
-                raise RestrlError(
-                    "isolation 'none' runs untrusted programs unconfined: it needs allow_unsafe=True"
-                )
+        for tier in tiers:
             try:
                 pool = Pool(sandbox_settings(tier, self.limits), self.limits, self.workers)
             except RuntimeError as error:
@@ -96,8 +94,8 @@ class Verifier:
             pool.close()
             reasons.append(f"{tier}: {leaks}")
         raise RestrlError(
-            f"no sandbox can be set up here ({'; '.join(reasons)}); allow unprivileged user namespaces or "
-            "use a kernel with Landlock, or pass allow_unsafe to run programs unconfined"
+            f"no sandbox can be set up here ({'; '.join(reasons)}); use a kernel with Landlock and seccomp "
+            "(Linux 5.13), or allow_unsafe to run programs with less"
         )
 
     def __enter__(self) -> Verifier:

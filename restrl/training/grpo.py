@@ -57,6 +57,11 @@ def train_grpo(
     spec = LossSpec.from_config(cfg)
     model = policy.model
     room = context_length(model) - cfg.max_completion_length
+    if room <= 0:
+        raise RestrlError(
+            f"max_completion_length {cfg.max_completion_length} leaves no room for a prompt in the model's "
+            f"context of {context_length(model)} tokens; lower it"
+        )
     fitting = [s for s in states if len(policy.tokenize_with_offsets(s.prompt)[0]) <= room]
     if not fitting:
         raise RestrlError(

@@ -166,7 +166,8 @@ def _check_shape(rewards: list[list[float | None]], states: Sequence[TrainState]
 
 def _reward_log(rewards: Tensor, raw: Tensor) -> Log:
     std = group_std(raw)
-    counts = torch.histc(std, bins=STD_BINS, min=0.0, max=STD_BINS * STD_BIN_WIDTH)
+    top = STD_BINS * STD_BIN_WIDTH  # a group of two can reach .707: it counts in the last bin
+    counts = torch.histc(std.clamp(max=top), bins=STD_BINS, min=0.0, max=top)
     return {
         "reward": float(rewards.nanmean()),
         "rewards/verifier/mean": float(raw.nanmean()),

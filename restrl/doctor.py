@@ -1,0 +1,61 @@
+"""`restrl doctor`: what this machine offers, and how to get what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+from restrl.errors import RestrlError
+from restrl.sandbox import Verifier
+from restrl.sandbox.settings import TIERS, UNSAFE
+
+PACKAGES = ("torch", "transformers", "numpy", "pydantic", "triton")
+
+
+def examine() -> tuple[list[str], bool]:
+    """Lines to print, and whether restrl can work here: some tier that is not unsafe starts."""
+    lines = [f"python {platform.python_version()} on {platform.system()} {platform.release()}"]
+    lines += [f"{name} {_version(name)}" for name in PACKAGES]
+    lines.append(f"cores: {len(os.sched_getaffinity(0))}; free disk here: {_free_gb():.0f} GB")
+    lines.append(_device())
+    lines.append("isolation of untrusted programs (each tier started and probed):")
+    works = {tier: _tier(tier) for tier in TIERS if tier != "none"}
+    lines += [f"  {tier:<12} {'works' if not why else why}" for tier, why in works.items()]
+    well = any(not why for tier, why in works.items() if tier not in UNSAFE)
+    if not well:
+        lines.append("no sufficient isolation: restrl runs programs here only with allow_unsafe")
+    elif works["tier1+tier2"]:
+        lines.append("namespaces would add a second wall: allow unprivileged user namespaces")
+    return lines, well
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _free_gb() -> float:
+    return shutil.disk_usage(".").free / 1e9
+
+
+def _device() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"no GPU that torch sees; CPU threads: {torch.get_num_threads()}"
+    triton = "" if find_spec("triton") else " (triton is missing: pip install triton)"
+    return f"GPU: {torch.cuda.get_device_name()}{triton}"
+
+
+def _tier(tier: str) -> str:
+    """Why a tier does not work here; empty if it does."""
+    try:
+        with Verifier(workers=1, cache=False, isolation=tier, allow_unsafe=True):
+            return ""
+    except RestrlError as error:
+        return str(error)
