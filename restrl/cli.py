@@ -92,7 +92,9 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _verifier_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", default="auto", help="auto, humaneval, mbpp, apps, apps-with-test, restrl (auto)")
+    parser.add_argument(
+        "--format", default="auto", help="auto, humaneval, mbpp, apps, apps-with-test, restrl (auto)"
+    )
     parser.add_argument("--timeout", type=float, default=6.0, help="seconds per test (6)")
     parser.add_argument("--workers", type=int, default=2, help="programs verified at once (2)")
     parser.add_argument("--allow-unsafe", action="store_true", help="run with less isolation than tier 2")

@@ -23,7 +23,7 @@ def examine() -> tuple[list[str], bool]:
     lines.append(_device())
     lines.append("isolation of untrusted programs (each tier started and probed):")
     works = {tier: _tier(tier) for tier in TIERS if tier != "none"}
-    lines += [f"  {tier:<12} {'works' if not why else why}" for tier, why in works.items()]
+    lines += [f"  {tier:<12} {why or 'works'}" for tier, why in works.items()]
     well = any(not why for tier, why in works.items() if tier not in UNSAFE)
     if not well:
         lines.append("no sufficient isolation: restrl runs programs here only with allow_unsafe")

@@ -213,7 +213,8 @@ def test_a_stage_without_its_input_says_which_stage_is_missing(tmp_path, stage, 
 
 
 @pytest.mark.parametrize(
-    "spec", ["pipelines:train", "pipelines:train:x", "pipelines:train:4:2", "pipelines:", "pipelines:dev:4:2-3:x"]
+    "spec",
+    ["pipelines:train", "pipelines:train:x", "pipelines:train:4:2", "pipelines:", "pipelines:dev:4:2-3:x"],
 )
 def test_malformed_generated_problem_sets(spec):
     with pytest.raises(RestrlError, match="not of the form pipelines:SPLIT:N:LO-HI"):

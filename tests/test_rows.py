@@ -66,9 +66,8 @@ file = rows.Appender("disk/a.jsonl", 1)
 for i in range(1000):
     file.append([{"i": i, "text": "x" * 1000}])
 """
-    command = (
-        f"mkdir disk && mount -t tmpfs -o size=64k none disk && {sys.executable} -c '{script}'; cat disk/* | wc -l"
-    )
+    fill = f"mkdir disk && mount -t tmpfs -o size=64k none disk && {sys.executable} -c '{script}'"
+    command = f"{fill}; cat disk/* | wc -l"
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", command],
         capture_output=True, text=True, cwd=tmp_path, check=False,

@@ -13,7 +13,9 @@ KEYS = {"task_id", "test_list"}
 def mbpp(row: Fields) -> Problem:
     """One row. The prompt shows the first assert: without it nobody can know the function's name."""
     if "test" in row.row:
-        raise row.fail("test", "belongs to MBPP+, whose tests are not read: the base asserts alone would be weaker")
+        raise row.fail(
+            "test", "belongs to MBPP+, whose tests are not read: the base asserts alone would be weaker"
+        )
     asserts = row.texts("test_list")
     if not asserts:
         raise row.fail("test_list", "holds no test")
