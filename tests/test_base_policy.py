@@ -142,12 +142,13 @@ class Scripted:
 
 
 def test_measures_by_hand() -> None:
-    problems = pipelines.generate("dev", 2, seed=0, difficulty=(2, 3))
+    problems = pipelines.generate("dev", 3, seed=0, difficulty=(2, 4))
     # 20 samples: 5 right of low likelihood, 12 wrong ones that agree, 3 wrong ones that do not
     mixed = [("wrong", -1.0)] * 12 + [(f"odd{i}", -2.0) for i in range(3)] + [("right", -1.5)] * 5
     always = [("right", -1.0)] * 20
+    rare = [("right", -1.0)] * 2 + [("wrong", -2.0)] * 18
     table = measure(
-        Scripted([mixed, always]),
+        Scripted([mixed, always, rare]),
         lambda items: [float(text.endswith("right")) for _, text in items],
         problems,
         samples=20,
@@ -164,8 +165,11 @@ def test_measures_by_hand() -> None:
         "auc": 0.2,
     }
     assert table["table"]["3"]["pass@1"] == table["table"]["3"]["greedy"] == 1.0
-    assert table["table"]["all"]["pass@1"] == 0.625
-    assert table["table"]["all"]["auc"] == 0.2
+    assert table["table"]["4"]["oracle@16"] == 0.968  # 1 - C(18, 16) / C(20, 16)
+    assert table["table"]["4"]["likelihood@16"] == 1.0
+    assert table["table"]["4"]["dead_groups"] == 0.0
+    assert table["table"]["all"]["pass@1"] == 0.45
+    assert table["table"]["all"]["auc"] == 0.6  # over the two mixed problems
     assert table["tokens_per_completion"] == 4
     with pytest.raises(RestrlError, match="15 samples are too few"):
         measure(Scripted([]), lambda items: [], [], samples=15)

@@ -158,8 +158,8 @@ def test_wrong_lines_earn_fractions() -> None:
             slips: list[int | None] = [None] * len(chain)
             slips[place] = 0
             rewards.append(reward(problem, pipelines.program(chain, slips)))
-    assert sum(r < 1 for r in rewards) > 0.85 * len(rewards)
-    assert sum(0 < r < 1 for r in rewards) > 0.2 * len(rewards)
+    assert sum(r < 1 for r in rewards) > 0.8 * len(rewards)
+    assert sum(0 < r < 1 for r in rewards) > 0.15 * len(rewards)
 
 
 def test_splits_and_corpus_never_share_a_function() -> None:
