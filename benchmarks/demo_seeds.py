@@ -3,8 +3,8 @@
     python benchmarks/demo_seeds.py --out runs/seeds --seeds 5
 
 Prints, for every comparison, the difference of accuracies in each seed with its paired standard error over
-problems, and the mean over seeds with a 95 % bootstrap interval over seeds and problems. Writes the numbers as
-JSON beside the demos; seeds that are there already are not run again.
+problems, and the mean over seeds with a 95 % bootstrap interval over seeds and problems. Writes the numbers
+as JSON beside the demos; seeds that are there already are not run again.
 """
 
 from __future__ import annotations
