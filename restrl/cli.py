@@ -24,7 +24,7 @@ STAGE_HELP = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; a user's mistake ends with one sentence on stderr and exit code 2, Ctrl-C with 130."""
-    args = _parser().parse_args(argv)
+    args = _parse(argv)
     try:
         code = args.run(args)
     except RestrlError as error:
@@ -36,6 +36,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         code = 141
     raise SystemExit(code)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments, with overrides (`section.key=value`) before or after the options."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    late = [word for word in rest if "=" in word and not word.startswith("-") and "overrides" in args]
+    if len(late) < len(rest):
+        parser.error(f"unrecognized arguments: {' '.join(word for word in rest if word not in late)}")
+    if late:
+        args.overrides += late
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:

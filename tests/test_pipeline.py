@@ -137,10 +137,10 @@ def test_killed_at_random_moments_it_ends_the_same(undisturbed, tmp_path, seed):
     config = write_config(tmp_path, "killed")
     rng = random.Random(seed)
     kills = 0
-    for _ in range(5):
+    for _ in range(6):
         process = start(config)
         try:
-            process.wait(timeout=rng.uniform(0.25, 0.9) * seconds)
+            process.wait(timeout=rng.uniform(0.2, 0.6) * seconds)
             break
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
