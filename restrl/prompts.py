@@ -76,20 +76,27 @@ class PromptFormat:
         return Prompt(header=header, state=state, key=key, answer_from=len(header) + len(problem.prefix))
 
 
-def cut_at_stop(text: str, stops: tuple[str, ...], state: str = "") -> tuple[str, bool]:
-    """(`text` up to its first stop string, whether there was one).
+def find_stop(text: str, stops: tuple[str, ...], state: str = "") -> tuple[int, int] | None:
+    """(start, end) of the first stop string in `text`, or None. Of two that begin together, the longer one.
 
-    A stop string may begin in the state's last characters (a line end there, "```" here), but one that ends
-    in the state does not count. The first is the one that begins first.
+    A stop string may begin in the state's last characters (a line end there, "```" here; its start is then
+    0), but one that ends in the state does not count. The first is the one that begins first.
     """
     width = max((len(stop) for stop in stops), default=1) - 1
     tail = state[-width:] if width else ""
     whole = tail + text
-    starts = [whole.find(stop, max(0, len(tail) - len(stop) + 1)) for stop in stops]
-    found = [start for start in starts if start >= 0]
+    starts = [(whole.find(stop, max(0, len(tail) - len(stop) + 1)), -len(stop)) for stop in stops]
+    found = [place for place in starts if place[0] >= 0]
     if not found:
-        return text, False
-    return text[: max(0, min(found) - len(tail))], True
+        return None
+    start, length = min(found)
+    return max(0, start - len(tail)), start - length - len(tail)
+
+
+def cut_at_stop(text: str, stops: tuple[str, ...], state: str = "") -> tuple[str, bool]:
+    """(`text` up to its first stop string, whether there was one); see `find_stop`."""
+    found = find_stop(text, stops, state)
+    return (text, False) if found is None else (text[: found[0]], True)
 
 
 def value_text(problem: Problem, answer: str) -> tuple[str, int]:

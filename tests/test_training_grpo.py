@@ -23,7 +23,9 @@ from restrl.config import TrainConfig
 from restrl.errors import RestrlError
 from restrl.policy import Completion, Prompt, Sampling
 from restrl.policy.local import LocalPolicy
-from restrl.records import Asserts, Problem
+from restrl.records import Asserts, Calls, Problem
+from restrl.sandbox import Verifier
+from restrl.stages.train_policy import rewards
 from restrl.training import checkpoint
 from restrl.training.batch import Row, caches_plainly, check_model, completion_log_probs, micro_batches
 from restrl.training.grpo import train_grpo
@@ -382,6 +384,20 @@ def test_shaped_reward() -> None:
     assert shaped_reward(0.5, Completion(text="x = 1", finish="eos"), ends, cfg) == 0.5
     assert shaped_reward(0.5, Completion(text="x = 1", finish="eos"), (), cfg) == pytest.approx(0.501)
     assert shaped_reward(0.5, Completion(text="x = 1", finish="length"), (), cfg) == 0.5
+
+
+def test_a_state_that_is_the_whole_program_may_be_ended_by_the_fence_alone() -> None:
+    """The stop string begins in the state's line end, as it does where completions are sampled."""
+    closed = Completion(text="```\nwords", finish="eos")
+    state = "def f(x):\n    return x + 1\n"
+    assert cut_at_stop(closed.text, ("\n```",), state) == ("", True, len("\nwords"))
+    assert shaped_reward(1.0, closed, ("\n```",), TrainConfig(), state) == pytest.approx(1.001 - 6e-6)
+
+    calls = Calls(fn_name="f", args=[[1]], expected=[2])
+    problem = Problem(task_id="t", source="s", prompt="p", mode="instruct", tests=calls)
+    start = TrainState(problem, Prompt("```python\n", state, "t"), "partial", ("\n```",))
+    with Verifier(workers=1) as verifier:
+        assert rewards(verifier)([start], [[closed]]) == [[1.0]]
 
 
 def test_the_end_token_is_trained_and_nothing_after_it() -> None:

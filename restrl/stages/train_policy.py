@@ -58,7 +58,7 @@ def rewards(verifier: Verifier) -> RewardFn:
 
     def reward(states: Sequence[TrainState], completions: list[list[Completion]]) -> list[list[float | None]]:
         items = [
-            (s.problem, s.prompt.state + cut_at_stop(c.text, s.stops).text)
+            (s.problem, s.prompt.state + cut_at_stop(c.text, s.stops, s.prompt.state).text)
             for s, group in zip(states, completions, strict=True)
             for c in group
         ]

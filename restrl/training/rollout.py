@@ -14,6 +14,7 @@ from restrl.config import TrainConfig
 from restrl.errors import RestrlError
 from restrl.policy import Completion, Prompt, Sampling
 from restrl.policy.local import LocalPolicy
+from restrl.prompts import find_stop
 from restrl.records import Problem
 from restrl.reference import group_std, grouped_advantages
 from restrl.seeds import derive
@@ -45,21 +46,23 @@ class Cut(NamedTuple):
     after: int
 
 
-def cut_at_stop(text: str, stops: Sequence[str]) -> Cut:
-    """Split a completion at its first stop string: `text` is what is verified."""
-    found = [(text.index(stop), -len(stop)) for stop in stops if stop in text]
-    if not found:
-        return Cut(text, False, 0)
-    start, length = min(found)
-    return Cut(text[:start], True, len(text) - start + length)
+def cut_at_stop(text: str, stops: Sequence[str], state: str = "") -> Cut:
+    """Split a completion of `state` at its first stop string: `text` is what is verified.
+
+    The stop strings are found as sampling finds them: one may begin in the state's last characters.
+    """
+    found = find_stop(text, tuple(stops), state)
+    return Cut(text, False, 0) if found is None else Cut(text[: found[0]], True, len(text) - found[1])
 
 
-def shaped_reward(reward: float, completion: Completion, stops: Sequence[str], cfg: TrainConfig) -> float:
+def shaped_reward(
+    reward: float, completion: Completion, stops: Sequence[str], cfg: TrainConfig, state: str = ""
+) -> float:
     """What GRPO trains on: `reward`, a bonus for a stop string and a penalty per character after it.
 
     In a domain without stop strings the end-of-sequence token is the stop.
     """
-    cut = cut_at_stop(completion.text, stops)
+    cut = cut_at_stop(completion.text, stops, state)
     stopped = cut.stopped if stops else completion.finish == "eos"
     return reward + cfg.stop_bonus * stopped - cfg.after_stop_penalty * cut.after
 
@@ -126,7 +129,7 @@ def roll_out(
     _check_shape(raw, chosen, cfg)
     shaped = [
         [
-            float("nan") if r is None else shaped_reward(r, c, state.stops, cfg)
+            float("nan") if r is None else shaped_reward(r, c, state.stops, cfg, state.prompt.state)
             for r, c in zip(rs, cs, strict=True)
         ]
         for state, rs, cs in zip(chosen, raw, completions, strict=True)
