@@ -166,6 +166,14 @@ def check(candidate):
     assert one(verifier, what, "def f(x): return 1").status == "failed"
 
 
+def test_a_program_cannot_end_the_loops_of_the_tests(verifier: Verifier) -> None:
+    what = problem(
+        Asserts(asserts=["assert all(map(f, [1, 2]))", "assert list(map(f, [1])) == []"]), entry_point="f"
+    )
+    verdict = one(verifier, what, "def f(x): raise StopIteration")
+    assert verdict.tests == ("error", "error")
+
+
 def test_wrapped_outputs_and_tuples_of_call_based_apps(verifier: Verifier) -> None:
     wrapped = problem(Calls(fn_name="f", args=[[1]], expected=[[[1, 2]]], wrapped=True))
     plain = problem(Calls(fn_name="f", args=[[1]], expected=[[[1, 2]]]))

@@ -182,6 +182,7 @@ def test_arguments_arrive_as_they_are(verifier: Verifier) -> None:
         ("yes", "YES", True, False),
         ("nan", "nan", False, True),
         ("inf", "1e999", False, False),
+        ("1_1", "11", False, False),
     ],
 )
 def test_output_comparison(got: str, expected: str, tolerant: bool, same: bool) -> None:

@@ -26,6 +26,8 @@ def same_call(got: Any, expected: Any, wrapped: bool) -> bool:
 
 
 def _number(token: str) -> Decimal | None:
+    if "_" in token:  # Python reads 1_1 as 11; a test does not
+        return None
     try:
         value = Decimal(token)
     except InvalidOperation:

@@ -344,6 +344,8 @@ class Candidate:
 
 
 def _exception(base: str, text: str) -> Exception:
+    if base in ("StopIteration", "StopAsyncIteration"):  # would end a test's own `all(map(f, ...))` early
+        return RuntimeError(f"the program raised {base}: {text}")
     kind = vars(builtins).get(base)
     if isinstance(kind, type) and issubclass(kind, Exception):
         try:
