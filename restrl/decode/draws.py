@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from restrl.config import DecodeConfig, Method
 from restrl.decode.answers import Answer, Candidate, answer
 from restrl.errors import RestrlError
 from restrl.policy import Completion, Policy, Prompt, Sampling
+from restrl.policy.grouped import Complete, complete_grouped
 from restrl.prompts import PromptFormat
 from restrl.records import Problem
 from restrl.sandbox import Verifier
@@ -50,21 +51,11 @@ def is_free(value: ValueModel | None, policy: Policy) -> bool:
     return isinstance(value, FreeValueModel) and value.policy is policy
 
 
-def complete_with(
-    policy: Policy, value: ValueModel | None, prompts: Sequence[Prompt], n: int, sampling: Sampling
-) -> list[list[Completion]]:
+def scored_complete(policy: Policy, value: ValueModel | None) -> Complete:
     """`policy.complete`, with the value head's token scores if it is free on this policy."""
     if isinstance(value, FreeValueModel) and value.policy is policy:
-        return value.complete(list(prompts), n, sampling)
-    return policy.complete(list(prompts), n, sampling)
-
-
-def by_stops(form: PromptFormat, problems: Sequence[Problem]) -> Mapping[tuple[str, ...], list[int]]:
-    """Indices of the problems that share their stop strings."""
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for i, problem in enumerate(problems):
-        groups.setdefault(form.stops(problem), []).append(i)
-    return groups
+        return value.complete
+    return policy.complete
 
 
 def draw(
@@ -84,13 +75,14 @@ def draw(
     for start in range(0, len(problems), CHUNK):
         chunk = problems[start : start + CHUNK]
         clock = time.perf_counter()
-        samples: list[tuple[Sample, ...]] = [()] * len(chunk)
-        for stops, members in by_stops(form, chunk).items():
-            sampling = Sampling(temperature, max_new_tokens=cfg.max_new_tokens, stop=stops, seed=seed)
-            prompts = [form.prompt(chunk[i], chunk[i].prefix, chunk[i].task_id) for i in members]
-            groups = complete_with(policy, value, prompts, n, sampling)
-            for i, prompt, group in zip(members, prompts, groups, strict=True):
-                samples[i] = tuple(_sample(chunk[i], prompt, c, policy, value) for c in group)
+        prompts = [form.prompt(p, p.prefix, p.task_id) for p in chunk]
+        sampling = Sampling(temperature, max_new_tokens=cfg.max_new_tokens, seed=seed)
+        complete = scored_complete(policy, value)
+        groups = complete_grouped(complete, form, chunk, prompts, [n] * len(chunk), sampling)
+        samples = [
+            tuple(_sample(problem, prompt, c, policy, value) for c in group)
+            for problem, prompt, group in zip(chunk, prompts, groups, strict=True)
+        ]
         seconds = (time.perf_counter() - clock) / len(chunk)
         scored_by = value if is_free(value, policy) else None
         out += [Draws(p, s, seconds, scored_by) for p, s in zip(chunk, samples, strict=True)]

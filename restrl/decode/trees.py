@@ -9,8 +9,9 @@ from typing import Literal
 
 from restrl.config import DecodeConfig
 from restrl.decode.answers import Answer, Candidate, answer
-from restrl.decode.draws import by_stops, complete_with
+from restrl.decode.draws import scored_complete
 from restrl.policy import Completion, Policy, Sampling
+from restrl.policy.grouped import complete_grouped
 from restrl.prompts import PromptFormat
 from restrl.records import Problem
 from restrl.search import Evaluation, Expansion, Request, Root, SearchParams, TreeResult, search
@@ -34,25 +35,14 @@ class _Guide:
 
     def complete(self, requests: list[Request]) -> list[list[Completion]]:
         """`k` completions of every requested state."""
-        out: list[list[Completion]] = [[] for _ in requests]
-        kinds: dict[int, list[int]] = {}
-        for i, request in enumerate(requests):
-            kinds.setdefault(request.k, []).append(i)
-        for k, same_k in kinds.items():
-            owners = [self.problems[requests[i].key] for i in same_k]
-            for stops, positions in by_stops(self.form, owners).items():
-                members = [same_k[p] for p in positions]
-                prompts = [
-                    self.form.prompt(self.problems[r.key], r.state, r.seed_key)
-                    for r in (requests[i] for i in members)
-                ]
-                sampling = Sampling(
-                    self.cfg.temperature, max_new_tokens=self.cfg.max_new_tokens, stop=stops, seed=self.seed
-                )
-                groups = complete_with(self.policy, self.value, prompts, k, sampling)
-                for i, group in zip(members, groups, strict=True):
-                    out[i] = group
-        return out
+        owners = [self.problems[r.key] for r in requests]
+        prompts = [
+            self.form.prompt(problem, r.state, r.seed_key)
+            for problem, r in zip(owners, requests, strict=True)
+        ]
+        sampling = Sampling(self.cfg.temperature, max_new_tokens=self.cfg.max_new_tokens, seed=self.seed)
+        draw = scored_complete(self.policy, self.value)
+        return complete_grouped(draw, self.form, owners, prompts, [r.k for r in requests], sampling)
 
     def evaluate(self, expansions: list[Expansion]) -> list[Evaluation]:
         """Values of completions and children, from one look at each completion."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from restrl.config import CollectConfig
 from restrl.errors import RestrlError
 from restrl.policy import Completion, Policy, Sampling
+from restrl.policy.grouped import complete_grouped
 from restrl.progress import Progress
 from restrl.prompts import PromptFormat
 from restrl.records import SCHEMA_VERSION, Problem
@@ -110,19 +111,11 @@ def completer(
 ) -> Callable[[list[Request]], list[list[Completion]]]:
     """The function that a search draws its completions from: one batch of requests over all trees."""
 
+    sampling = Sampling(temperature, max_new_tokens=max_new_tokens, seed=seed)
+
     def complete(requests: list[Request]) -> list[list[Completion]]:
-        out: list[list[Completion]] = [[] for _ in requests]
-        by_kind: dict[tuple[tuple[str, ...], int], list[int]] = {}
-        for i, request in enumerate(requests):
-            by_kind.setdefault((form.stops(problems[request.key]), request.k), []).append(i)
-        for (stops, k), members in by_kind.items():
-            sampling = Sampling(temperature, max_new_tokens=max_new_tokens, stop=stops, seed=seed)
-            prompts = [
-                form.prompt(problems[requests[i].key], requests[i].state, requests[i].seed_key)
-                for i in members
-            ]
-            for i, group in zip(members, policy.complete(prompts, k, sampling), strict=True):
-                out[i] = group
-        return out
+        owners = [problems[r.key] for r in requests]
+        prompts = [form.prompt(p, r.state, r.seed_key) for p, r in zip(owners, requests, strict=True)]
+        return complete_grouped(policy.complete, form, owners, prompts, [r.k for r in requests], sampling)
 
     return complete

@@ -9,6 +9,7 @@ import numpy as np
 
 from restrl.config import SamplingConfig
 from restrl.policy import Completion, Policy, Sampling
+from restrl.policy.grouped import complete_grouped
 from restrl.progress import Progress
 from restrl.prompts import PromptFormat
 from restrl.records import SCHEMA_VERSION, Problem
@@ -66,16 +67,9 @@ def draw(
     policy: Policy, form: PromptFormat, problems: Sequence[Problem], cfg: SamplingConfig, *, seed: int
 ) -> list[list[Completion]]:
     """`cfg.n` completions of every problem's bare prompt, cut at the domain's stop strings, in order."""
-    out: list[list[Completion]] = [[] for _ in problems]
-    by_stops: dict[tuple[str, ...], list[int]] = {}
-    for i, problem in enumerate(problems):
-        by_stops.setdefault(form.stops(problem), []).append(i)
-    for stops, members in by_stops.items():
-        sampling = Sampling(cfg.temperature, cfg.top_p, cfg.top_k, cfg.max_new_tokens, stops, seed)
-        prompts = [form.prompt(problems[i], problems[i].prefix, problems[i].task_id) for i in members]
-        for i, group in zip(members, policy.complete(prompts, cfg.n, sampling), strict=True):
-            out[i] = group
-    return out
+    prompts = [form.prompt(p, p.prefix, p.task_id) for p in problems]
+    sampling = Sampling(cfg.temperature, cfg.top_p, cfg.top_k, cfg.max_new_tokens, seed=seed)
+    return complete_grouped(policy.complete, form, problems, prompts, [cfg.n] * len(problems), sampling)
 
 
 def _total(completion: Completion) -> float | None:
