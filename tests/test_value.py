@@ -215,6 +215,19 @@ def test_neither_end_token_nor_stop_string_counts(policy: LocalPolicy, head: Add
         assert got.last == pytest.approx(want), tail
 
 
+@pytest.mark.parametrize(("text", "ids"), [("", 1), ("\n  \n", 3)])
+def test_an_answer_that_adds_nothing_is_worth_nothing(
+    policy: LocalPolicy, head: AdditiveValue, text: str, ids: int
+) -> None:
+    """The empty sum of scores would make it the best of all."""
+    prompt = policy.format.prompt(problem(), PREFIX, "key")
+    scores = np.full(ids, -0.25, np.float32)
+    done = Completion(text, np.arange(ids), None, "stop", (1,), scores, 0.0)  # type: ignore[arg-type]
+    assert head.line_values_from_completion(problem(), prompt, done).last == 0.0
+    (forced,) = head.score([(problem(), finished(PREFIX, text))])
+    assert forced.last == 0.0
+
+
 # ---- the scalar head
 
 

@@ -195,10 +195,9 @@ class AdditiveValue:
                         f"problem, more than {self.max_length}: value.max_length or the policy's context"
                     )
             rows = self.log_values(self.trace(encoded), [e.counts for e in encoded])
-            out += [
-                to_values(problem, e.ends, row.double().exp().tolist(), len(e.token_ids))
-                for (problem, _), e, row in zip(chunk, encoded, rows, strict=True)
-            ]
+            for (problem, program), e, row in zip(chunk, encoded, rows, strict=True):
+                values = _not_for_nothing(problem, program, row.double().exp().tolist())
+                out.append(to_values(problem, e.ends, values, len(e.token_ids)))
         return out
 
     # Free: while the policy decodes.
@@ -251,13 +250,24 @@ class AdditiveValue:
             upto.append(covering(characters, written))
         else:
             upto.append(int(np.searchsorted(characters, written - 1, side="right")))
-        return to_values(problem, ends, np.exp(completion.prefix_score + sums[upto]).tolist())
+        values = np.exp(completion.prefix_score + sums[upto]).tolist()
+        return to_values(problem, ends, _not_for_nothing(problem, program, values))
 
     def _scores(self, hidden: Tensor, token_ids: Tensor, log_probs: Tensor) -> Tensor:
         scores: Tensor = self.token_scorer(self.policy)(
             hidden.to(self.policy.device), token_ids.to(self.policy.device), log_probs.to(self.policy.device)
         )
         return scores
+
+
+def _not_for_nothing(problem: Problem, program: str, values: list[float]) -> list[float]:
+    """`values`, the last one 0 if the program is finished and adds nothing to the problem's code.
+
+    It has no token whose score could lower its value from 1: it would be the best of all answers. The
+    problem's code itself, without a line end more, is the start of every program and keeps its 1.
+    """
+    added = program[len(problem.prefix) :]
+    return values if added.strip() or not added else [*values[:-1], 0.0]
 
 
 def covering(ends: Sequence[int], character: int) -> int:
