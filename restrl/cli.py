@@ -143,7 +143,14 @@ def _with_run(args: argparse.Namespace, stage: str | None) -> int:
             if args.iteration is not None and not 1 <= args.iteration <= config.iterations:
                 raise RestrlError(f"--iteration {args.iteration} is not in 1..{config.iterations}")
             run.stage(stage, args.iteration)
-        print(f"done: {run.folder}")
+        if stage in (None, "evaluate") and config.problems.test is not None:
+            print(run.results())
+        page = run.folder / "report.html"
+        if stage is None and not page.exists():
+            from restrl.report import write_report
+
+            write_report(run.folder)
+        print(f"done: {page if stage is None else run.folder}")
     return 0
 
 

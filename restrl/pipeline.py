@@ -16,6 +16,7 @@ Layout of a run folder:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -35,6 +36,7 @@ from restrl.problems import load_problems
 from restrl.records import Problem
 from restrl.rows import Row, lock, read_rows, write_json, write_text
 from restrl.sandbox import Verifier
+from restrl.sandbox.native import core
 from restrl.seeds import derive
 
 if TYPE_CHECKING:
@@ -85,7 +87,13 @@ class Run:
 
     def stage(self, name: str, iteration: int | None = None) -> None:
         """One stage; its inputs are the outputs of the stages before it."""
-        iteration = self.config.iterations if iteration is None else iteration
+        last = self.config.iterations
+        iteration = last if iteration is None else iteration
+        if name not in PER_ITERATION and iteration != last:
+            raise RestrlError(
+                f"{name} works on the policy of the last iteration, {last}, not of iteration {iteration}: "
+                "its files belong to the whole run; for another policy use another folder"
+            )
         seed = derive(self.config.seed, name, iteration if name in PER_ITERATION else 0)
         {
             "sample": self._sample,
@@ -96,6 +104,13 @@ class Run:
             "decode": self._decode,
             "evaluate": self._evaluate,
         }[name](iteration, seed)
+
+    def results(self) -> str:
+        """The table of accuracies that the stage evaluate left."""
+        from restrl.stages.evaluate import table
+
+        path = self.folder / "results" / "results.json"
+        return table(json.loads(path.read_text(encoding="utf-8"))["rows"])
 
     # The stages, with the paths they read and write.
 
@@ -238,14 +253,34 @@ class Run:
 
     def _write_facts(self) -> None:
         path = self.folder / "run.json"
-        if not path.exists() or not (self.folder / "config.json").exists():
-            facts = {"seed": self.config.seed, "versions": versions(), "git_commit": _commit()}
-            facts["train_problems"] = len(self.train)
-            if self.config.problems.test is not None:
-                facts["test_problems"] = len(self.test)
-                facts["overlap"] = overlap(self.train, self.test)
-            write_json(path, facts)
-            write_text(self.folder / "config.json", configuration.dump(self.config))
+        if path.exists() and (self.folder / "config.json").exists():
+            self._check_problems(path)
+            return
+        facts = {"seed": self.config.seed, "versions": versions(), "git_commit": _commit()}
+        facts["train_problems"] = len(self.train)
+        facts["train_digest"] = digest(self.train)
+        if self.config.problems.test is not None:
+            facts["test_problems"] = len(self.test)
+            facts["test_digest"] = digest(self.test)
+            facts["overlap"] = overlap(self.train, self.test)
+        write_json(path, facts)
+        write_text(self.folder / "config.json", configuration.dump(self.config))
+
+    def _check_problems(self, path: Path) -> None:
+        """Rows of a run name problems: another file under the same name must not be mixed in."""
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RestrlError(f"{path}: not valid JSON: {error}") from None
+        spec = self.config.problems
+        for name, key in ((spec.train, "train_digest"), (spec.test, "test_digest")):
+            if name is None or key not in facts:
+                continue
+            if facts[key] != digest(self.train if key == "train_digest" else self.test):
+                raise RestrlError(
+                    f"{name}: these are not the problems that the run in {self.folder} began with; "
+                    "restore the file or choose another folder"
+                )
 
 
 def load_policy(path: str, device: str = "auto", dtype: str = "auto", max_rows: int = 256) -> LocalPolicy:
@@ -280,6 +315,14 @@ def problem_set(spec: str, form: str, seed: int) -> list[Problem]:
             f"{spec!r} is not of the form pipelines:SPLIT:N:LO-HI, e.g. pipelines:train:200:2-6"
         ) from None
     return pipelines.generate(cast(pipelines.Split, split), count, seed=seed, difficulty=(low, high))
+
+
+def digest(problems: list[Problem]) -> str:
+    """A short hash of the problems with their tests, in order."""
+    found = hashlib.blake2b(digest_size=8)
+    for problem in problems:
+        found.update(core.encode(problem.model_dump()))
+    return found.hexdigest()
 
 
 def overlap(train: list[Problem], test: list[Problem]) -> int:

@@ -83,7 +83,7 @@ def contents(folder: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if not path.is_file() or "checkpoint-" in name or path.name == ".lock":
+        if not path.is_file() or "checkpoint-" in name or path.name in (".lock", "report.html"):
             continue
         if path.suffix == ".jsonl":
             found[name] = [without_times(row) for row in rows.read_rows(path)]
@@ -110,7 +110,7 @@ def test_the_loop_leaves_every_documented_file(undisturbed):
     for name in (
         "config.json", "run.json", "iter-1/samples.jsonl", "iter-1/states.jsonl", "iter-2/samples.jsonl",
         "iter-2/policy/final/model.safetensors", "iter-2/policy/metrics.jsonl", "value/targets.jsonl",
-        "decode/answers.jsonl", "results/results.json", "results/samples.jsonl",
+        "decode/answers.jsonl", "results/results.json", "results/samples.jsonl", "report.html",
     ):  # fmt: skip
         assert (folder / name).exists(), name
     results = json.loads((folder / "results" / "results.json").read_text())["rows"]
@@ -176,6 +176,7 @@ def test_a_finished_run_is_not_done_again(undisturbed):
     out, errors = process.communicate(timeout=100)
     assert process.returncode == 0, errors
     assert "done" in out
+    assert "vm-mcts     additive        4  " in out
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
@@ -210,6 +211,28 @@ def test_a_stage_without_its_input_says_which_stage_is_missing(tmp_path, stage, 
     config = configuration.load(write_config(tmp_path, "empty"))
     with Run.open(config) as run, pytest.raises(RestrlError, match=message):
         run.stage(stage)
+
+
+@pytest.mark.parametrize("stage", ["collect", "train-value", "decode", "evaluate"])
+def test_what_belongs_to_the_whole_run_takes_no_earlier_iteration(tmp_path, stage):
+    config = configuration.load(write_config(tmp_path, "empty"))
+    with Run.open(config) as run, pytest.raises(RestrlError, match="the policy of the last iteration, 2"):
+        run.stage(stage, 1)
+
+
+def test_other_problems_under_the_same_name_are_refused(tmp_path):
+    path = tmp_path / "problems.jsonl"
+    problems = [p.model_dump() for p in problem_set("pipelines:train:3:2-4", "auto", 0)]
+    rows.write_rows(path, problems)
+    text = CONFIG.replace("pipelines:train:20:2-4", str(path))
+    config = configuration.load(write_config(tmp_path, "changed", text))
+    with Run.open(config):
+        pass
+    with Run.open(config):
+        pass
+    rows.write_rows(path, problems[1:])
+    with pytest.raises(RestrlError, match=r"not the problems that the run in .* began with"), Run.open(config):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,22 @@ def evaluate(
     return rows
 
 
+def table(rows: Sequence[Row]) -> str:
+    """The accuracies at the largest budget of every method, for the terminal."""
+    last = {(row["decoding"], row["value_head"]): row for row in rows}  # budgets stand in rising order
+    lines = [
+        f"{'decoding':<11} {'value head':<10} {'budget':>6}  accuracy (s.e.)  {'reward':>6}  {'tokens':>9}"
+    ]
+    lines += [
+        f"{row['decoding']:<11} {row['value_head'] or '-':<10} {row['budget']:>6}  "
+        f"{row['accuracy']:.3f} ({row['stderr']:.3f})    {row['reward']:>6.3f}  {row['generated_tokens']:>9}"
+        for row in last.values()
+    ]
+    return "\n".join(
+        [*lines, f"{rows[0]['problems']} problems; s.e.: standard error of the mean over problems"]
+    )
+
+
 def mean_and_stderr(values: Sequence[float]) -> tuple[float, float]:
     """Mean and its standard error (sample std over the root of the count; 0 for fewer than two)."""
     spread = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
