@@ -231,7 +231,7 @@ def test_other_problems_under_the_same_name_are_refused(tmp_path):
     with Run.open(config):
         pass
     rows.write_rows(path, problems[1:])
-    with pytest.raises(RestrlError, match=r"not the problems that the run in .* began with"), Run.open(config):
+    with pytest.raises(RestrlError, match="not the problems that the run"), Run.open(config):
         pass
 
 
