@@ -21,6 +21,7 @@ from restrl.demo.jobs import Job, Settings, jobs, write_problems
 from restrl.errors import RestrlError
 from restrl.progress import clock
 from restrl.rows import lock, write_json
+from restrl.sandbox.native import core
 
 PROCESSES = 2
 
@@ -56,7 +57,9 @@ def _run_all(out: Path, settings: Settings, todo: list[Job]) -> None:
     messages: Any = context.Queue()
     log = out / "log.txt"
     screen = _Screen(todo, done)
-    pool = ProcessPoolExecutor(PROCESSES, context, initializer=_prepare, initargs=(messages, str(log)))
+    pool = ProcessPoolExecutor(
+        PROCESSES, context, initializer=_prepare, initargs=(messages, str(log), os.getpid())
+    )
     running: dict[Future[float], Job] = {}
     try:
         while len(done) < len(todo):
@@ -92,8 +95,14 @@ def _marker(out: Path, job: Job) -> Path:
     return out / "jobs" / f"{job.name.replace(' ', '-')}.json"
 
 
-def _prepare(messages: Any, log: str) -> None:
-    """In a fresh worker process: one thread, output to the log, progress to the parent."""
+def _prepare(messages: Any, log: str, parent: int) -> None:
+    """In a fresh worker process: one thread, output to the log, progress to the parent, no life after it.
+
+    The folder's lock goes with the parent: a worker that went on would write beside the next demo's.
+    """
+    core.die_with_parent()
+    if os.getppid() != parent:
+        os._exit(1)
     import torch
 
     torch.set_num_threads(1)
