@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -66,7 +66,7 @@ class AssembleConfig(_Section):
     r0: float = Field(0.9)  # least best reward from which partial states are cut
     alpha: float = Field(0.95, gt=0, le=1)  # weight alpha^i of the prefix with i + 1 lines
     partial_ratio: float = Field(0.5, ge=0)  # draws per line of the best program (with replacement)
-    partial_count: int | Literal["all"] | None = None  # draws per program instead of a ratio
+    partial_count: Annotated[int, Field(ge=0)] | Literal["all"] | None = None  # draws, instead of a ratio
     keep_duplicates: bool = False  # reference mode keeps equal draws
 
 
@@ -147,6 +147,12 @@ class DecodeConfig(SearchConfig):
     num_decisions: int = Field(5, ge=1)
     c: float = Field(0.1, ge=0)
     prm_aggregate: Literal["min", "last", "product"] = "min"
+
+    @model_validator(mode="after")
+    def _methods_once(self) -> DecodeConfig:
+        if not self.methods or len(set(self.methods)) != len(self.methods):
+            raise ValueError("methods must name at least one method, and none twice")
+        return self
 
 
 class VerifierConfig(_Section):

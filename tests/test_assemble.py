@@ -49,6 +49,12 @@ def test_filter_keeps_prompts_whose_population_std_reaches_sigma0(tmp_path):
     assert (stats["prompts"], stats["kept"], stats["dead"], stats["unscored"]) == (6, 3, 1, 1)
 
 
+def test_equal_rewards_are_dead_whatever_their_mean_rounds_to(tmp_path):
+    rows = [row("flat", ["    return 1\n"] * 3, [0.1] * 3), row("mixed", ["    return 1\n"] * 2, [0.0, 1.0])]
+    assemble(rows, PROBLEMS, AssembleConfig(), tmp_path / "states.jsonl", seed=1)
+    assert json.loads((tmp_path / "states.stats.json").read_text())["dead"] == 1
+
+
 def test_naive_takes_every_bare_prompt(tmp_path):
     assert [s["task_id"] for s in states(tmp_path, mode="naive")] == [r["task_id"] for r in ROWS]
 

@@ -41,6 +41,9 @@ def test_overrides(tmp_path):
         (["train.loss_type=ppo"], r"train\.loss_type: .*'grpo', 'bnpo'"),
         (["train"], "not of the form section.key=value"),
         (["seed.x=1", "seed=1", "seed.x=1"], "seed is not a section"),
+        (["assemble.partial_count=-1"], r"assemble\.partial_count.*greater than or equal to 0"),
+        (["decode.methods=[]"], "at least one method, and none twice"),
+        (['decode.methods=["sample", "sample"]'], "at least one method, and none twice"),
         (["decode.budget=2"], r"decode\.budget = 2 is less than decode\.k = 5"),
     ],
 )

@@ -35,7 +35,7 @@ def assemble(
             continue
         std = float(np.std([r for _, r in scored])) if scored else 0.0
         stds.append(std)
-        counts["dead"] += std == 0.0
+        counts["dead"] += len({r for _, r in scored}) == 1  # np.std of equal rewards may be 1e-17
         if cfg.mode != "naive" and std < cfg.sigma0:
             continue
         counts["kept"] += 1
