@@ -213,7 +213,9 @@ class Run:
         cfg, folder = self.config.value, self.folder / "value" / "model" / "final"
         if not folder.exists():
             return {}
-        return {cfg.head: load_value(folder, policy=policy, max_length=cfg.max_length)}
+        # A program may be longer than those trained on: decoding reads what fits the context.
+        length = max(cfg.max_length, policy.context or 0)
+        return {cfg.head: load_value(folder, policy=policy, max_length=length)}
 
     def policy(self, iteration: int) -> LocalPolicy:
         """The policy after `iteration` iterations; 0 is the one the run starts from."""

@@ -15,6 +15,7 @@ from restrl import config as configuration
 from restrl import rows
 from restrl.errors import RestrlError
 from restrl.pipeline import Run, problem_set
+from restrl.value.scalar import ScalarValue
 
 CONFIG = """
 out = "{out}"
@@ -218,6 +219,18 @@ def test_what_belongs_to_the_whole_run_takes_no_earlier_iteration(tmp_path, stag
     config = configuration.load(write_config(tmp_path, "empty"))
     with Run.open(config) as run, pytest.raises(RestrlError, match="the policy of the last iteration, 2"):
         run.stage(stage, 1)
+
+
+def test_decoding_scores_programs_longer_than_those_trained_on(tmp_path):
+    """value.max_length cannot be changed in a run folder: an error there would end the run for good."""
+    text = CONFIG.replace("epochs = 1", 'epochs = 1\nhead = "scalar"\nmax_length = 20')
+    with Run.open(configuration.load(write_config(tmp_path, "long", text))) as run:
+        policy = run.policy(0)
+        ScalarValue.from_policy(policy).save(run.folder / "value" / "model" / "final")
+        value = run._values(policy)["scalar"]
+        (program,) = run.test[:1]
+        (found,) = value.score([(program, program.prefix + "    b = a\n" * 20)])
+        assert len(found.values) == 20
 
 
 def test_other_problems_under_the_same_name_are_refused(tmp_path):
