@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,31 @@ def test_killed_and_started_again(
     stamp = (again / names[0]).stat().st_mtime_ns
     assert train_value(cfg, data, PROBLEMS, policy, tmp_path / "b", seed=4) == again
     assert (again / names[0]).stat().st_mtime_ns == stamp
+
+
+def test_killed_while_the_last_but_best_weights_are_deleted(
+    policy: LocalPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a folder must not stand there as weights that could be the best."""
+    monkeypatch.setattr(train, "_EVALUATIONS", 2)
+    data, remove = rows(), shutil.rmtree
+    undisturbed = train_value(ADDITIVE, data, PROBLEMS, policy, tmp_path / "a", seed=4)
+    killed = []
+
+    def torn(path: Path, *arguments: Any, **options: Any) -> None:
+        if "best-" in path.name and not killed:
+            killed.append(path)
+            (path / "additive_head.safetensors").unlink()
+            raise KeyboardInterrupt
+        remove(path, *arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", torn)
+    with pytest.raises(KeyboardInterrupt):
+        train_value(ADDITIVE, data, PROBLEMS, policy, tmp_path / "b", seed=4)
+    assert (tmp_path / "b" / "train" / "final").exists()  # it was the last evaluation
+    again = train_value(ADDITIVE, data, PROBLEMS, policy, tmp_path / "b", seed=4)
+    name = "additive_head.safetensors"
+    assert (undisturbed / name).read_bytes() == (again / name).read_bytes()
 
 
 def test_another_seed_or_other_rows_are_another_run(policy: LocalPolicy, tmp_path: Path) -> None:

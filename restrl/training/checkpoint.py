@@ -59,9 +59,16 @@ def checkpoints(out: Path) -> list[tuple[int, Path]]:
 def rotate(out: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints."""
     for _, path in checkpoints(out)[:-keep]:
-        doomed = path.with_name(_TEMPORARY + path.name)
-        os.replace(path, doomed)
+        remove_folder(path)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder: first its name, so that half of it never stands there as the whole."""
+    doomed = path.with_name(_TEMPORARY + path.name)
+    if doomed.exists():
         shutil.rmtree(doomed)
+    os.replace(path, doomed)
+    shutil.rmtree(doomed)
 
 
 def remove_leftovers(out: Path) -> None:

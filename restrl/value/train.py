@@ -190,7 +190,7 @@ class _Training:
             old, self.best = self.best, _Best(step, loss)
             checkpoint.write_folder(self.best_folder(step), self.learner.model.save)
             if old.step >= 0 and self.best_folder(old.step).exists():
-                shutil.rmtree(self.best_folder(old.step))
+                checkpoint.remove_folder(self.best_folder(old.step))
         return {key: value for key, value in metrics.items() if value is not None}
 
 
