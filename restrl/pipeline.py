@@ -34,7 +34,7 @@ from restrl.config import RunConfig
 from restrl.errors import RestrlError
 from restrl.problems import load_problems
 from restrl.records import Problem
-from restrl.rows import Row, lock, read_rows, write_json, write_text
+from restrl.rows import Row, lock, read_rows, remove_torn, write_json, write_text
 from restrl.sandbox import Verifier
 from restrl.sandbox.native import core
 from restrl.seeds import derive
@@ -66,6 +66,7 @@ class Run:
         run = cls(config)
         with lock(run.folder):
             run._check_config()
+            remove_torn(run.folder)
             run._write_facts()  # reads the problems: a damaged file must not claim the folder
             try:
                 yield run

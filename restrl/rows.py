@@ -146,6 +146,12 @@ def write_rows(path: str | Path, rows: Sequence[Row]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def remove_torn(folder: Path) -> None:
+    """Delete what a killed process left of files it was writing. Only for the one that holds the folder."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def disk(path: Path) -> Iterator[None]:
     """Turns a full or read-only disk into one sentence; what was written before stays."""

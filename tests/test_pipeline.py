@@ -233,6 +233,15 @@ def test_decoding_scores_programs_longer_than_those_trained_on(tmp_path):
         assert len(found.values) == 20
 
 
+def test_what_a_kill_left_of_a_file_goes(tmp_path):
+    config = configuration.load(write_config(tmp_path, "torn"))
+    torn = tmp_path / "torn" / "results" / ".samples.jsonl.4711.tmp"
+    torn.parent.mkdir(parents=True)
+    torn.write_text('{"task_')
+    with Run.open(config):
+        assert not torn.exists()
+
+
 def test_other_problems_under_the_same_name_are_refused(tmp_path):
     path = tmp_path / "problems.jsonl"
     problems = [p.model_dump() for p in problem_set("pipelines:train:3:2-4", "auto", 0)]
