@@ -205,8 +205,8 @@ def value_targets(result: TreeResult, mode: Literal["dense", "reference"] = "den
     Rows {"task_id", "program", "ends", "values", "visits"}: `values[i]` is the target of `program[:ends[i]]`,
     `visits[i]` how many completions stand behind it.
 
-    dense      one row per distinct program with every line end past the root state: V of the node
-               (visits N) where that is an expanded node, the program's reward (visits 1) elsewhere
+    dense      one row per distinct program with every line end past the root state: V of the node (visits
+               N) where that is an expanded node, elsewhere its reward (visits: how often it was sampled)
     reference  one row per distinct program with its reward at its end, and one row per expanded node,
                the root included, with its V
 
@@ -217,22 +217,26 @@ def value_targets(result: TreeResult, mode: Literal["dense", "reference"] = "den
     expanded = {node.state: node for node in result.nodes if node.expanded}
     start = len(result.nodes[0].line)
     rewards: dict[str, float] = {}
+    times: dict[str, int] = {}
     for completion in result.completions:
         rewards.setdefault(completion.program, completion.value)
+        times[completion.program] = times.get(completion.program, 0) + 1
 
     def row(program: str, targets: list[tuple[int, float, int]]) -> dict[str, Any]:
         ends, values, visits = (list(column) for column in zip(*targets, strict=True))
         return {"task_id": result.key, "program": program, "ends": ends, "values": values, "visits": visits}
 
     if mode == "reference":
-        programs = [row(program, [(len(program), reward, 1)]) for program, reward in rewards.items()]
+        programs = [
+            row(program, [(len(program), reward, times[program])]) for program, reward in rewards.items()
+        ]
         return programs + [row(state, [(len(state), node.V, node.N)]) for state, node in expanded.items()]
     rows = []
     for program, reward in rewards.items():
         targets = []
         for end in _line_ends(program, start):
             node = expanded.get(program[:end])
-            targets.append((end, reward, 1) if node is None else (end, node.V, node.N))
+            targets.append((end, reward, times[program]) if node is None else (end, node.V, node.N))
         rows.append(row(program, targets))
     return rows
 

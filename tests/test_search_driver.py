@@ -269,7 +269,7 @@ def test_value_targets_dense() -> None:
     third = 1.0 / 3
     expected = [
         ("root\na\nc\nd\n", [7, 9, 11], [third, 1.0, 1.0], [3, 1, 1]),
-        ("root\nb\n", [7], [0.5], [1]),
+        ("root\nb\n", [7], [0.5], [2]),
         ("root\na\nc\n", [7, 9], [third, 0.0], [3, 1]),
         ("root\na\nd\ne\n", [7, 9, 11], [third, 0.25, 0.25], [3, 1, 1]),
         ("root\na\nd\n", [7, 9], [third, 0.75], [3, 1]),
@@ -285,11 +285,24 @@ def test_value_targets_dense() -> None:
     )
 
 
+def test_visits_of_a_program_say_how_often_it_was_sampled() -> None:
+    def complete(requests: list[Request]) -> list[list[Completion]]:
+        return [[Completion(text=text) for text in ("a\nb", "a\nb", "c")] for _ in requests]
+
+    def evaluate(expansions: list[Expansion]) -> list[Evaluation]:
+        return [Evaluation([0.5, 0.5, 1.0]) for _ in expansions]
+
+    params = SearchParams(simulations=1, k=3, ties="first")
+    (tree,) = search([Root("t", "root\n")], params, complete=complete, evaluate=evaluate)
+    assert [row["visits"] for row in value_targets(tree)] == [[2, 2], [1]]
+    assert [row["visits"] for row in value_targets(tree, "reference")] == [[2], [1], [3]]
+
+
 def test_value_targets_reference() -> None:
     rows = one_tree().value_targets("reference")
     assert [(row["program"], row["ends"], row["values"], row["visits"]) for row in rows] == [
         ("root\na\nc\nd\n", [11], [1.0], [1]),
-        ("root\nb\n", [7], [0.5], [1]),
+        ("root\nb\n", [7], [0.5], [2]),
         ("root\na\nc\n", [9], [0.0], [1]),
         ("root\na\nd\ne\n", [11], [0.25], [1]),
         ("root\na\nd\n", [9], [0.75], [1]),
