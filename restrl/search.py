@@ -207,8 +207,8 @@ def value_targets(result: TreeResult, mode: Literal["dense", "reference"] = "den
 
     dense      one row per distinct program with every line end past the root state: V of the node (visits
                N) where that is an expanded node, elsewhere its reward (visits: how often it was sampled)
-    reference  one row per distinct program with its reward at its end, and one row per expanded node,
-               the root included, with its V
+    reference  one row per completion with its reward at its end, and one row per expanded node, the root
+               included, with its V
 
     Raises RestrlError for an unknown mode.
     """
@@ -227,9 +227,7 @@ def value_targets(result: TreeResult, mode: Literal["dense", "reference"] = "den
         return {"task_id": result.key, "program": program, "ends": ends, "values": values, "visits": visits}
 
     if mode == "reference":
-        programs = [
-            row(program, [(len(program), reward, times[program])]) for program, reward in rewards.items()
-        ]
+        programs = [row(c.program, [(len(c.program), c.value, 1)]) for c in result.completions]
         return programs + [row(state, [(len(state), node.V, node.N)]) for state, node in expanded.items()]
     rows = []
     for program, reward in rewards.items():
