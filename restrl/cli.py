@@ -131,6 +131,8 @@ def _with_run(args: argparse.Namespace, stage: str | None) -> int:
     from restrl import config as configuration
 
     config = configuration.load(args.config, args.overrides)
+    if stage and args.iteration is not None and not 1 <= args.iteration <= config.iterations:
+        raise RestrlError(f"--iteration {args.iteration} is not in 1..{config.iterations}")
     if args.dry_run:
         print(configuration.dump(config), end="")
         return 0
@@ -140,8 +142,6 @@ def _with_run(args: argparse.Namespace, stage: str | None) -> int:
         if stage is None:
             run.all()
         else:
-            if args.iteration is not None and not 1 <= args.iteration <= config.iterations:
-                raise RestrlError(f"--iteration {args.iteration} is not in 1..{config.iterations}")
             run.stage(stage, args.iteration)
         if stage in (None, "evaluate") and config.problems.test is not None:
             print(run.results())

@@ -23,7 +23,7 @@ VALUE_METHODS: tuple[str, ...] = ("orm", "prm", "orm-mcts", "vm-mcts")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(_Section):
@@ -195,6 +195,8 @@ def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RestrlError(f"{path}: no such config file") from None
+    except OSError as error:
+        raise RestrlError(f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RestrlError(f"{path}: not valid TOML: {error}") from None
     for override in overrides or []:
@@ -208,14 +210,15 @@ def parse(data: dict[str, Any], where: str = "config") -> RunConfig:
         return RunConfig.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the whole"
+        key = "".join(f"{part}." for part in first["loc"]).rstrip(".")
         if first["type"] == "extra_forbidden":
             section = _section(first["loc"][:-1])
             raise RestrlError(
                 f"{where}: unknown key {key}; known here: {', '.join(section.model_fields)}"
             ) from None
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise RestrlError(f"{where}: {key}: {first['msg']}{more}") from None
+        text = first["msg"].removeprefix("Value error, ")
+        raise RestrlError(": ".join(filter(None, (where, key, text))) + more) from None
 
 
 def dump(config: RunConfig) -> str:

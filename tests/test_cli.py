@@ -103,6 +103,7 @@ def test_unknown_keys_and_missing_configs(tmp_path, config):
 def test_iterations_outside_the_run(tmp_path, config):
     done = restrl("sample", config, "--iteration", "2", cwd=tmp_path)
     refused(done, "--iteration 2 is not in 1..1")
+    assert not (tmp_path / "run").exists()
 
 
 def test_doctor_names_every_tier(tmp_path):

@@ -44,7 +44,9 @@ def test_overrides(tmp_path):
         (["assemble.partial_count=-1"], r"assemble\.partial_count.*greater than or equal to 0"),
         (["decode.methods=[]"], "at least one method, and none twice"),
         (['decode.methods=["sample", "sample"]'], "at least one method, and none twice"),
-        (["decode.budget=2"], r"decode\.budget = 2 is less than decode\.k = 5"),
+        (["train.beta=inf"], r"train\.beta: .*finite"),
+        (["verifier.timeout=nan"], r"verifier\.timeout: "),
+        (["decode.budget=2"], r"c\.toml: decode\.budget = 2 is less than decode\.k = 5"),
     ],
 )
 def test_mistakes_are_named(tmp_path, overrides, message):
@@ -55,6 +57,8 @@ def test_mistakes_are_named(tmp_path, overrides, message):
 def test_damaged_files(tmp_path):
     with pytest.raises(RestrlError, match="no such config file"):
         config.load(tmp_path / "missing.toml")
+    with pytest.raises(RestrlError, match="cannot be read: Is a directory"):
+        config.load(tmp_path)
     with pytest.raises(RestrlError, match=r"c\.toml: not valid TOML"):
         config.load(write(tmp_path, "out = "))
     with pytest.raises(RestrlError, match=r"c\.toml: model: Field required"):

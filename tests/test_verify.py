@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,14 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path, problems
     (tmp_path / "file").write_text("")
     with pytest.raises(RestrlError, match="cannot be written"):
         verify_file(problems, samples, tmp_path / "file" / "out.jsonl")
+    with pytest.raises(RestrlError, match="cannot be written: it is a folder"):
+        verify_file(problems, samples, tmp_path)
+
+
+@pytest.mark.parametrize("timeout", [0.0, -1.0, math.nan, math.inf])
+def test_a_time_limit_is_a_number_above_zero(problems: Path, timeout: float) -> None:
+    with pytest.raises(RestrlError, match="timeout > 0"):
+        validate_file(problems, timeout=timeout)
 
 
 def test_validate(tmp_path: Path, problems: Path, capsys: pytest.CaptureFixture[str]) -> None:

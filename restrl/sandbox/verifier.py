@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import threading
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Verifier:
         memory_mb: int = 1024,
         isolation: str = "auto",
     ) -> None:
-        if workers < 1 or timeout <= 0:
+        if workers < 1 or not 0 < timeout < math.inf:
             raise RestrlError(f"a verifier needs workers >= 1 and timeout > 0, not {workers} and {timeout}")
         if isolation != "auto" and isolation not in TIERS:
             raise RestrlError(f"unknown isolation {isolation!r}: one of auto, {', '.join(TIERS)}")

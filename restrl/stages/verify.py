@@ -73,6 +73,8 @@ def _make_folder(out: Path) -> None:
             out.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise RestrlError(f"{out}: cannot be written: {out.parent} is a file") from None
+    if out.is_dir():
+        raise RestrlError(f"{out}: cannot be written: it is a folder")
 
 
 def _item(row: Fields, problems: dict[str, Problem], path: Path) -> tuple[Problem, str]:
