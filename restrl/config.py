@@ -166,7 +166,7 @@ class VerifierConfig(_Section):
 class RunConfig(_Section):
     """A whole run."""
 
-    out: str  # run folder
+    out: str = Field(min_length=1)  # run folder
     seed: int = 0
     iterations: int = Field(1, ge=1)  # of ReST-GRPO, each from the last one's policy
     model: ModelConfig

@@ -16,6 +16,10 @@ from typing import Any, TextIO
 from restrl.errors import RestrlError
 
 Row = dict[str, Any]
+_NO_PLACE = (
+    errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
+    errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -162,7 +166,7 @@ def disk(path: Path) -> Iterator[None]:
             raise RestrlError(
                 f"{path}: the disk is full; what is finished is kept: free space and run the same command"
             ) from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR):
+        if error.errno in _NO_PLACE:
             raise RestrlError(f"{path}: cannot be written: {error.strerror}") from None
         raise
 
@@ -171,6 +175,8 @@ def disk(path: Path) -> Iterator[None]:
 def lock(folder: str | Path) -> Iterator[None]:
     """Holds a folder for one process; the lock goes with the process, however that ends."""
     folder = Path(folder)
+    if folder.is_file():
+        raise RestrlError(f"{folder} is a file; a run needs a folder to write to")
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a+")

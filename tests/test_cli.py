@@ -106,6 +106,11 @@ def test_iterations_outside_the_run(tmp_path, config):
     assert not (tmp_path / "run").exists()
 
 
+def test_run_folders_that_cannot_be(tmp_path, config):
+    refused(restrl("sample", config, f"out={config.name}", cwd=tmp_path), f"{config.name} is a file")
+    refused(restrl("sample", config, "out=/proc/none", cwd=tmp_path), "/proc/none: cannot be written")
+
+
 def test_doctor_names_every_tier(tmp_path):
     done = restrl("doctor", cwd=tmp_path)
     for word in ("torch", "tier1+tier2", "tier2", "GPU"):

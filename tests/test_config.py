@@ -44,6 +44,7 @@ def test_overrides(tmp_path):
         (["assemble.partial_count=-1"], r"assemble\.partial_count.*greater than or equal to 0"),
         (["decode.methods=[]"], "at least one method, and none twice"),
         (['decode.methods=["sample", "sample"]'], "at least one method, and none twice"),
+        (["out="], r"out: .*at least 1 character"),
         (["train.beta=inf"], r"train\.beta: .*finite"),
         (["verifier.timeout=nan"], r"verifier\.timeout: "),
         (["decode.budget=2"], r"c\.toml: decode\.budget = 2 is less than decode\.k = 5"),

@@ -37,6 +37,13 @@ def one(verifier: Verifier, what: Problem, program: str) -> Verdict:
     return verifier.verify([(what, textwrap.dedent(program))])[0]
 
 
+def test_a_program_that_does_not_load_is_an_error_however_fast_it_ends() -> None:
+    what = problem(Check(code="def check(candidate):\n    candidate(1)\n", entry_point="f"))
+    with Verifier(workers=2) as verifier:
+        verdicts = verifier.verify([(what, f"def f(:  # {i}\n") for i in range(600)])
+    assert {(v.status, v.detail[:11]) for v in verdicts} == {("error", "SyntaxError")}
+
+
 def descendants(pid: int) -> list[int]:
     """Processes below `pid`, zombies too."""
     children: dict[int, list[int]] = {}

@@ -182,18 +182,17 @@ class Candidate:
             self.end()
             reason = ready.decode(errors="replace") if isinstance(ready, bytes) else ready
             raise InfrastructureError(f"a candidate could not be confined: {reason}")
-        try:
-            self._send(job)
-        except Stopped as stop:
-            raise InfrastructureError(f"a candidate did not take its program: {stop}") from None
+        if not self._send(job):
+            self.end()
+            raise InfrastructureError("a candidate did not take its program")
 
-    def _send(self, message: tuple[Any, ...]) -> None:
+    def _send(self, message: tuple[Any, ...]) -> bool:
+        """False if it hung up or the deadline is over."""
         try:
             data = core.encode(message, self._export)
         except (core.Unserialisable, RecursionError) as error:
             raise plain.Unserialisable(f"argument: {error}") from error
-        if not core.send(self.channel.fileno(), data, max(self.deadline - time.monotonic(), 0.01)):
-            self._stopped()
+        return core.send(self.channel.fileno(), data, max(self.deadline - time.monotonic(), 0.01))
 
     def _export(self, value: Any) -> tuple[str, Any]:
         if isinstance(value, Name) and value._candidate is self:
@@ -300,7 +299,7 @@ class Candidate:
                 raise
 
     def call(self, target: str | int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._send((target, args, kwargs))
+        self._send((target, args, kwargs))  # one that hung up before may have said why: that is its answer
         return self.answer()
 
     def end(self) -> None:

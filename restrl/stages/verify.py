@@ -68,11 +68,10 @@ def verify_file(
 
 def _make_folder(out: Path) -> None:
     """Before the work, so that a bad place is known at once."""
-    try:
-        with disk(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise RestrlError(f"{out}: cannot be written: {out.parent} is a file") from None
+    if out.parent.is_file():
+        raise RestrlError(f"{out}: cannot be written: {out.parent} is a file")
+    with disk(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
     if out.is_dir():
         raise RestrlError(f"{out}: cannot be written: it is a folder")
 
