@@ -21,7 +21,7 @@ def restrl(*arguments, cwd):
     return subprocess.run(
         [sys.executable, "-m", "restrl", *map(str, arguments)],
         capture_output=True, text=True, cwd=cwd, check=False, timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
 
 

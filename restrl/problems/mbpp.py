@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 
 from restrl.problems.files import Fields
 from restrl.records import Asserts, Problem
@@ -36,8 +37,11 @@ def mbpp(row: Fields) -> Problem:
 def _entry_point(test: str, code: str) -> str | None:
     """The function that the assert calls: the first called name that the reference defines."""
     try:
-        calls = [n.func.id for n in ast.walk(ast.parse(test.strip())) if _is_named_call(n)]  # type: ignore[attr-defined]
-        defined = {n.name for n in ast.walk(ast.parse(code)) if isinstance(n, ast.FunctionDef)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about escape sequences in the file's programs
+            tree, program = ast.parse(test.strip()), ast.parse(code)
+        calls = [n.func.id for n in ast.walk(tree) if _is_named_call(n)]  # type: ignore[attr-defined]
+        defined = {n.name for n in ast.walk(program) if isinstance(n, ast.FunctionDef)}
     except (SyntaxError, ValueError):
         return None
     return next((name for name in calls if name in defined), None)
