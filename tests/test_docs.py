@@ -324,6 +324,15 @@ def test_lines_fit(name: str) -> None:
     assert [line for line in page(name).splitlines() if len(line) > 125] == []
 
 
+# -- method.md
+
+
+def test_the_example_of_a_search_works(capsys: pytest.CaptureFixture[str]) -> None:
+    (source,) = blocks(page("method.md"), "python search")
+    exec(source, {})
+    assert capsys.readouterr().out.startswith("def f():\n    return 3\n")
+
+
 # -- verifier.md
 
 
