@@ -183,6 +183,8 @@ class RunConfig(_Section):
     def _budget_fits(self) -> RunConfig:
         if self.decode.budget < self.decode.k:
             raise ValueError(f"decode.budget = {self.decode.budget} is less than decode.k = {self.decode.k}")
+        if self.train.method == "grpo" and self.train.num_generations < 2:
+            raise ValueError("train.num_generations = 1: a group of one has advantage 0; use at least 2")
         return self
 
 

@@ -63,6 +63,9 @@ class Run:
 
         Raises RestrlError if another process works there or the folder holds a run of another config.
         """
+        from restrl.reference import LossSpec
+
+        LossSpec.from_config(config.train)  # refuses combinations that do not exist, before sampling
         run = cls(config)
         with lock(run.folder):
             run._check_config()

@@ -100,6 +100,11 @@ def test_unknown_keys_and_missing_configs(tmp_path, config):
     refused(restrl("run", "none.toml", cwd=tmp_path), "none.toml: no such config file")
 
 
+def test_losses_that_do_not_exist_are_refused_before_sampling(tmp_path, config):
+    refused(restrl("run", config, "train.loss_type=dapo", cwd=tmp_path), "dapo", "0.18.2", "1.16")
+    assert not (tmp_path / "run").exists()
+
+
 def test_iterations_outside_the_run(tmp_path, config):
     done = restrl("sample", config, "--iteration", "2", cwd=tmp_path)
     refused(done, "--iteration 2 is not in 1..1")

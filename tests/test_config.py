@@ -47,6 +47,7 @@ def test_overrides(tmp_path):
         (["out="], r"out: .*at least 1 character"),
         (["train.beta=inf"], r"train\.beta: .*finite"),
         (["verifier.timeout=nan"], r"verifier\.timeout: "),
+        (["train.num_generations=1"], r"train\.num_generations = 1: a group of one"),
         (["decode.budget=2"], r"c\.toml: decode\.budget = 2 is less than decode\.k = 5"),
     ],
 )

@@ -15,7 +15,7 @@ def mbpp(row: Fields) -> Problem:
     """One row. The prompt shows the first assert: without it nobody can know the function's name."""
     if "test" in row.row:
         raise row.fail(
-            "test", "belongs to MBPP+, whose tests are not read: the base asserts alone would be weaker"
+            "test", "is not MBPP's (MBPP+ and HumanEval have one), and the asserts alone would test less"
         )
     asserts = row.texts("test_list")
     if not asserts:
