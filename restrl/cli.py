@@ -91,6 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     p = commands.add_parser("doctor", help="what this machine offers: isolation, devices, versions")
     p.set_defaults(run=_doctor)
 
+    p = commands.add_parser("bench", help="the engine's behaviour signature; what else can be measured")
+    p.add_argument("name", nargs="?", choices=("signature",), help="what to run (a list of what there is)")
+    p.set_defaults(run=_bench)
+
     p = commands.add_parser("report", help="one HTML page from a run or demo folder")
     p.add_argument("folder", type=Path)
     p.set_defaults(run=_report)
@@ -180,6 +184,13 @@ def _doctor(args: argparse.Namespace) -> int:
     lines, well = examine()
     print("\n".join(lines))
     return 0 if well else 1
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from restrl.bench import LISTING, search_signature
+
+    print(search_signature() if args.name == "signature" else LISTING)
+    return 0
 
 
 def _report(args: argparse.Namespace) -> int:
