@@ -81,7 +81,7 @@ def test_the_seed_counts_and_leaves_in_flight_change_the_tree() -> None:
 def test_one_call_serves_all_trees_and_a_finished_place_is_taken() -> None:
     dummy = Dummy()
     params = SearchParams(simulations=20, leaves_in_flight=4)
-    search(ROOTS, params, complete=dummy.complete, evaluate=dummy.evaluate, trees_in_flight=3)
+    search(ROOTS, params, complete=dummy.complete, evaluate=dummy.evaluate, trees_in_flight=3, overlap=False)
     assert {request.key for request in dummy.batches[0]} == {root.key for root in ROOTS[:3]}
     assert max(len(batch) for batch in dummy.batches) > 4
     trees = [len({request.key for request in batch}) for batch in dummy.batches]
@@ -151,7 +151,7 @@ class Watched(Forest):
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("place", ["complete", "evaluate", "on_done"])
 def test_an_exception_leaves_nothing_in_flight(monkeypatch, error, place: str) -> None:
-    monkeypatch.setattr(driver, "Forest", Watched)
+    monkeypatch.setattr("restrl.search.grove.Forest", Watched)
     dummy = Dummy()
     calls = {"complete": dummy.complete, "evaluate": dummy.evaluate, "on_done": lambda result: None}
     done: list[str] = []
@@ -188,13 +188,15 @@ def test_answers_that_do_not_fit_are_a_clear_error() -> None:
     ]
     for change, message in bad:
         with pytest.raises(RestrlError, match=message):
-            search(ROOTS[:2], SearchParams(), **{**good, **change})
+            search(ROOTS[:2], SearchParams(), overlap=False, **{**good, **change})
     for options, message in [
         ({"trees_in_flight": 0}, "trees_in_flight = 0"),
         ({"max_batch": 0}, "max_batch"),
+        ({"evaluate_batch": 0}, "evaluate_batch"),
+        ({"complete": None}, "complete or source"),
     ]:
         with pytest.raises(RestrlError, match=message):
-            search(ROOTS[:2], SearchParams(), **good, **options)
+            search(ROOTS[:2], SearchParams(), **{**good, **options})
     with pytest.raises(RestrlError, match="two roots have the key 'a'"):
         search([Root("a", ""), Root("a", "x")], SearchParams(), **good)
     assert search([], SearchParams(), **good) == []
