@@ -34,7 +34,8 @@ class LineValues:
     ends    character offsets into the program, increasing: after each line past what was known before, and
             its end
     values  value in [0, 1] of the program cut at each end
-    tokens  tokens that a model read for them (0 if they were by-products of decoding)
+    tokens  tokens that a model read for them (0 if they were by-products of decoding). Programs that are
+            scored together share their prefixes: what is read once counts once, for the first of them
     """
 
     ends: tuple[int, ...]

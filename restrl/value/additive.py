@@ -21,14 +21,17 @@ from torch.nn import functional as F
 
 from restrl.errors import RestrlError
 from restrl.policy import Completion, Prompt, Sampling
+from restrl.policy.engine import forward_with_states
 from restrl.policy.local import LocalPolicy, TokenScorer
 from restrl.records import Problem
-from restrl.value import ADDITIVE_CONFIG, LineValues, checked, finished, line_ends, to_values
+from restrl.value import ADDITIVE_CONFIG, LineValues, checked, finished, line_ends, to_values, tries
 
 WEIGHTS = "additive_head.safetensors"
 _FIRST_SCORE = (
     -4.0
 )  # softplus of it is a new head's loss per token: a program of 50 tokens starts near V = 0.4
+_TOKENS = 32768  # of one batch of programs that are scored, padding included
+_LOGITS = 1 << 28  # of one such batch: 1 GiB in float32
 _LEAST_LOG_PROB = -20.0  # nats; less says nothing more
 
 
@@ -194,11 +197,33 @@ class AdditiveValue:
                         f"{problem.task_id}: a program to be scored has {len(e.token_ids)} tokens with its "
                         f"problem, more than {self.max_length}: value.max_length or the policy's context"
                     )
-            rows = self.log_values(self.trace(encoded), [e.counts for e in encoded])
-            for (problem, program), e, row in zip(chunk, encoded, rows, strict=True):
+            traced, tokens = self._read(encoded)
+            rows = self.log_values(traced, [e.counts for e in encoded])
+            for (problem, program), e, row, read in zip(chunk, encoded, rows, tokens, strict=True):
                 values = _not_for_nothing(problem, program, row.double().exp().tolist())
-                out.append(to_values(problem, e.ends, values, len(e.token_ids)))
+                out.append(to_values(problem, e.ends, values, read))
         return out
+
+    def _read(self, programs: Sequence[Scored]) -> tuple[list[Traced], list[int]]:
+        """As `trace`, and the tokens read for each; prefixes that programs share are read once."""
+        model, lengths = self.policy.model, [len(p.token_ids) for p in programs]
+        if not tries.shareable(model) or max(lengths) > tries.LONGEST:
+            return self.trace(programs), lengths
+        rows = tries.pack([p.token_ids for p in programs], tries.quadratic_scale(model))
+        limit = min(_TOKENS, _LOGITS // self.policy.codec.vocab)
+        traced: dict[int, Traced] = {}
+        for batch in tries.batches(rows, max_rows=self.policy.max_rows, max_tokens=limit):
+            with tries.evaluating(model):
+                hidden, logits = forward_with_states(model, tries.inputs(batch, model))
+            for b, row in enumerate(batch):
+                ids, before = torch.from_numpy(row.ids), torch.from_numpy(row.parent).to(logits.device)
+                logs = torch.log_softmax(logits[b].float(), -1)
+                log_probs = logs[before, ids.to(logits.device)]  # of a first token: no use is made of it
+                for i, path in row.paths.items():
+                    own = torch.from_numpy(path[programs[i].first :])
+                    at = own.to(logits.device)
+                    traced[i] = Traced(hidden[b, before[at]], ids[own], log_probs[at])
+        return [traced[i] for i in range(len(programs))], tries.charges(rows, len(programs))
 
     # Free: while the policy decodes.
 

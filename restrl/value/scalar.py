@@ -4,6 +4,7 @@ AutoModelForSequenceClassification(num_labels=1).
 A causal model's one pass over a program gives a value at every line end: the `score` head is applied to the
 hidden state of the last token of every line. The value of the whole program is what the class itself returns
 (the head at the text's last token), so that a checkpoint trained anywhere in that class keeps its scores.
+Texts that are scored together share the pass over their common prefixes (tries.py).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from restrl.policy.local import LocalPolicy
 from restrl.prompts import value_text
 from restrl.records import Problem
 from restrl.training.hf import save_model
-from restrl.value import LineValues, checked, line_ends, to_values
+from restrl.value import LineValues, checked, line_ends, to_values, tries
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class ScalarValue:
             raise RestrlError(f"{name}: its tokenizer gives no character offsets; use a fast tokenizer")
         self.model, self.tokenizer = model, tokenizer
         self.max_rows = max_rows
+        self.shares = tries.shareable(model)
         context = model.config.get_text_config().to_dict().get("max_position_embeddings")
         self.max_length = max_length if context is None else min(max_length, int(context))
 
@@ -122,13 +124,33 @@ class ScalarValue:
                     f"problem, more than the {self.max_length} of value.max_length or the model's context"
                 )
         self.model.eval()
-        out: list[LineValues | None] = [None] * len(items)
+        longest = max((len(e.token_ids) for e in encoded), default=0)
+        read = self._shared if self.shares and longest <= tries.LONGEST else self._padded
+        return [
+            to_values(problem, e.ends, values, tokens)
+            for (problem, _), e, (values, tokens) in zip(items, encoded, read(encoded), strict=True)
+        ]
+
+    def _shared(self, encoded: Sequence[Encoded]) -> list[tuple[list[float], int]]:
+        """(unclamped values, tokens read) of each text; a prefix that texts share is read once."""
+        rows = tries.pack([e.token_ids for e in encoded], tries.quadratic_scale(self.model))
+        values: list[list[float]] = [[]] * len(encoded)
+        for batch in tries.batches(rows, max_rows=self.max_rows, max_tokens=self.max_rows * 512):
+            hidden = self.model.base_model(**tries.inputs(batch, self.model)).last_hidden_state  # [B, T, H]
+            texts, row, column = tries.gather(batch, [e.positions for e in encoded])
+            at = torch.from_numpy(row), torch.from_numpy(column)
+            flat = self.model.score(hidden[at]).squeeze(-1).float().cpu()
+            for i, own in zip(texts, flat.split([len(encoded[i].positions) for i in texts]), strict=True):
+                values[i] = own.tolist()
+        return list(zip(values, tries.charges(rows, len(encoded)), strict=True))
+
+    def _padded(self, encoded: Sequence[Encoded]) -> list[tuple[list[float], int]]:
+        """As `_shared`, every text on its own: for a model that cannot read tries."""
+        values: list[list[float]] = [[]] * len(encoded)
         for rows in self.batches([len(e.token_ids) for e in encoded]):
-            values = self.values([encoded[i] for i in rows])
-            for i, row in zip(rows, values, strict=True):
-                e = encoded[i]
-                out[i] = to_values(items[i][0], e.ends, row.float().tolist(), len(e.token_ids))
-        return [v for v in out if v is not None]
+            for i, own in zip(rows, self.values([encoded[i] for i in rows]), strict=True):
+                values[i] = own.float().tolist()
+        return [(own, len(e.token_ids)) for own, e in zip(values, encoded, strict=True)]
 
     def batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Indices in batches of similar length: at most max_rows rows and max_rows * 512 padded tokens."""
