@@ -34,20 +34,36 @@ double dummy_score(std::uint64_t seed, std::uint64_t stream) {
   return static_cast<double>(draw(seed, stream, 0, 1) % 17) / 16;
 }
 
-Answer dummy_answer(const SearchParams& params, std::uint64_t seed, const Request& request,
-                    std::uint32_t ends) {
+std::vector<std::string> dummy_texts(std::uint64_t seed, const Request& request, std::uint32_t ends) {
+  return dummy_completions(seed, draw(seed, request.tree, request.simulation, 2), request.k, ends);
+}
+
+Scores dummy_scores(std::uint64_t seed, const Request& request, std::size_t children) {
   const std::uint64_t stream = draw(seed, request.tree, request.simulation, 2);
-  Answer answer{dummy_completions(seed, stream, request.k, ends), Scores{}};
+  Scores scores;
   for (std::uint32_t i = 0; i < request.k; ++i) {
-    answer.scores->completions.push_back(dummy_score(seed, stream ^ mix(i)));
+    scores.completions.push_back(dummy_score(seed, stream ^ mix(i)));
   }
-  if (params.mode == Mode::value) {
-    const std::size_t children = split_completions(*answer.completions).children.size();
-    for (std::size_t i = 0; i < children; ++i) {
-      answer.scores->children.push_back(dummy_score(seed, stream ^ mix(request.k + i)));
-    }
+  for (std::size_t i = 0; i < children; ++i) {
+    scores.children.push_back(dummy_score(seed, stream ^ mix(request.k + i)));
   }
-  return answer;
+  return scores;
+}
+
+void answer_dummy(Forest& forest, std::uint64_t seed, std::span<const Request> requests, std::uint32_t ends) {
+  std::vector<RequestId> ids;
+  std::vector<Answer> answers;
+  for (const Request& request : requests) {
+    ids.push_back(request.id);
+    answers.push_back({dummy_texts(seed, request, ends), {}});
+  }
+  forest.fulfil(ids, std::move(answers));
+  answers = std::vector<Answer>(requests.size());
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    const bool by_children = forest.params().mode == Mode::value;
+    answers[i].scores = dummy_scores(seed, requests[i], by_children ? forest.children(ids[i]) : 0);
+  }
+  forest.fulfil(ids, std::move(answers));
 }
 
 std::uint64_t run_dummy(Forest& forest, std::uint64_t seed, std::size_t batch, std::uint32_t ends) {
@@ -59,13 +75,7 @@ std::uint64_t run_dummy(Forest& forest, std::uint64_t seed, std::size_t batch, s
       std::this_thread::yield();  // another thread holds the requests that everything waits for
       continue;
     }
-    std::vector<RequestId> ids;
-    std::vector<Answer> answers;
-    for (const Request& request : requests) {
-      ids.push_back(request.id);
-      answers.push_back(dummy_answer(forest.params(), seed, request, ends));
-    }
-    forest.fulfil(ids, std::move(answers));
+    answer_dummy(forest, seed, requests, ends);
     answered += requests.size();
   }
 }

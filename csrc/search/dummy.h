@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -18,9 +19,13 @@ std::vector<std::string> dummy_completions(std::uint64_t seed, std::uint64_t str
 // A score in [0, 1], a multiple of 1/16, so that ties happen. Depends on (seed, stream) alone.
 double dummy_score(std::uint64_t seed, std::uint64_t stream);
 
-// The whole answer to one request: completions by (seed, tree, simulation), scores likewise.
-Answer dummy_answer(const SearchParams& params, std::uint64_t seed, const Request& request,
-                    std::uint32_t ends = 16);
+// The completions of a request and the scores of those and of `children` children, by (seed, tree, simulation).
+std::vector<std::string> dummy_texts(std::uint64_t seed, const Request& request, std::uint32_t ends = 16);
+Scores dummy_scores(std::uint64_t seed, const Request& request, std::size_t children);
+
+// Answers the requests, completions first, then scores.
+void answer_dummy(Forest& forest, std::uint64_t seed, std::span<const Request> requests,
+                  std::uint32_t ends = 16);
 
 // Drives every tree of `forest` to its end, at most `batch` requests at a time; returns the requests
 // answered. Several threads may drive one forest together; each returns when no tree has anything under way

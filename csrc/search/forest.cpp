@@ -65,7 +65,8 @@ std::vector<Request> Forest::next(std::size_t max_requests, std::vector<std::str
     ready_.pop_front();
     const Slot& entry = slots_[static_cast<std::uint32_t>(id)];
     if (entry.simulation == nullptr || entry.generation != id >> 32) continue;  // cancelled meanwhile
-    requests.push_back({id, entry.lane->id, entry.simulation->number, params_.k});
+    requests.push_back({id, entry.lane->id, entry.simulation->number,
+                        entry.simulation->samples, params_.k - entry.simulation->samples});
     if (states != nullptr) states->push_back(entry.lane->tree.state(entry.simulation->node));
   }
   return requests;
@@ -83,7 +84,10 @@ void Forest::fulfil(std::span<const RequestId> ids, std::vector<Answer> answers)
   for (std::size_t i = 0; i < ids.size(); ++i) {
     const Slot& entry = slot(ids[i]);
     Lane& lane = *entry.lane;
-    if (splits[i]) entry.simulation->split = std::move(splits[i]);
+    if (splits[i]) {
+      entry.simulation->split = std::move(splits[i]);
+      entry.simulation->texts = std::move(*answers[i].completions);  // which the split looks at
+    }
     if (!answers[i].scores) continue;
     entry.simulation->scores = std::move(answers[i].scores);
     close_request(*entry.simulation);
@@ -94,21 +98,31 @@ void Forest::fulfil(std::span<const RequestId> ids, std::vector<Answer> answers)
 // Whether `answer` fits the request; `split` gets its completions taken apart.
 void Forest::check(const Slot& entry, RequestId id, const Answer& answer, std::optional<Split>& split) const {
   const Simulation& simulation = *entry.simulation;
-  if (answer.completions) {
-    if (simulation.split) throw AnswerError("request " + std::to_string(id) + " has its completions already");
-    if (answer.completions->size() != params_.k) {
-      throw AnswerError("request " + std::to_string(id) + " needs " + std::to_string(params_.k) +
+  // A request of no samples has its completions from the start; none given again is no mistake.
+  if (answer.completions && (simulation.samples > 0 || !answer.completions->empty())) {
+    if (simulation.split && simulation.samples > 0) throw AnswerError("request " + std::to_string(id) + " has its completions already");
+    if (answer.completions->size() != simulation.samples) {
+      throw AnswerError("request " + std::to_string(id) + " needs " + std::to_string(simulation.samples) +
                         " completions, not " + std::to_string(answer.completions->size()));
     }
-    split = split_completions(*answer.completions);
+    split = split_of(*entry.lane, simulation, *answer.completions);
   }
   if (!answer.scores) return;
   const Split* known = split ? &*split : simulation.split ? &*simulation.split : nullptr;
   if (known == nullptr)
     throw AnswerError("request " + std::to_string(id) + " got scores before its completions");
-  check_scores("completion", id, answer.scores->completions, params_.k);
+  check_scores("completion", id, answer.scores->completions, simulation.samples);
   check_scores("child", id, answer.scores->children,
                params_.mode == Mode::value ? known->children.size() : 0);
+}
+
+Split Forest::split_of(const Lane& lane, const Simulation& simulation,
+                       const std::vector<std::string>& texts) const {
+  Split split;
+  lane.tree.inherit(simulation.node, split.texts);
+  for (const std::string& text : texts) split.texts.push_back(to_text(text));
+  split_texts(split, params_.step_ends);
+  return split;
 }
 
 void Forest::cancel(std::span<const RequestId> ids) {
@@ -134,6 +148,15 @@ void Forest::cancel_all() {
   ready_.clear();
 }
 
+std::size_t Forest::children(RequestId id) const {
+  std::scoped_lock lock(mutex_);
+  const Slot& entry = slot(id);
+  if (!entry.simulation->split) {
+    throw AnswerError("request " + std::to_string(id) + " has no completions yet");
+  }
+  return entry.simulation->split->children.size();
+}
+
 std::string Forest::state(RequestId id) const {
   std::scoped_lock lock(mutex_);
   const Slot& entry = slot(id);
@@ -146,7 +169,17 @@ Expansion Forest::expansion(RequestId id) const {
   if (!entry.simulation->split) {
     throw AnswerError("request " + std::to_string(id) + " has no completions yet");
   }
-  return {entry.lane->tree.state(entry.simulation->node), *entry.simulation->split};
+  const Split& split = *entry.simulation->split;
+  Expansion expansion{entry.lane->tree.state(entry.simulation->node),
+                      params_.k - entry.simulation->samples,
+                      {},
+                      split.child_of,
+                      {}};
+  for (const Text& text : split.texts) expansion.texts.push_back(text.str());
+  for (const Split::Child& child : split.children) {
+    expansion.children.push_back({split.line(child), child.terminal});
+  }
+  return expansion;
 }
 
 std::vector<TreeId> Forest::take_finished() {
@@ -168,6 +201,7 @@ TreeStats Forest::stats(TreeId id) const {
   stats.in_flight = static_cast<std::uint32_t>(tree.window.size());
   stats.nodes = tree.tree.size();
   stats.text_bytes = tree.tree.text_bytes();
+  stats.bytes = tree.tree.bytes();
   return stats;
 }
 
@@ -228,9 +262,11 @@ void Forest::close_request(Simulation& simulation) {
 // Takes an unanswered simulation out of its window; the lane waits in idle_ until next() comes to it.
 void Forest::drop(Lane& lane, Simulation* simulation) {
   close_request(*simulation);
+  const std::uint32_t samples = simulation->samples;
   std::erase_if(lane.window, [&](const auto& entry) { return entry.get() == simulation; });
   --lane.started;
-  --lane.expansions;
+  lane.samples -= samples;
+  lane.spent = false;
   lane.collided = false;
   if (!lane.idle) idle_.push_back(lane.id);
   lane.idle = true;
@@ -238,8 +274,7 @@ void Forest::drop(Lane& lane, Simulation* simulation) {
 }
 
 bool Forest::budget_left(const Lane& lane) const {
-  return lane.started < params_.simulations &&
-         (params_.max_expansions == 0 || lane.expansions < params_.max_expansions);
+  return lane.started < params_.simulations && !lane.spent;
 }
 
 // Selects one simulation into the window; false if there is no room, no budget, or a collision.
@@ -253,17 +288,29 @@ bool Forest::start_one(Lane& lane) {
     lane.collided = true;
     return false;
   }
-  const std::uint32_t visits = terminal ? 1 : params_.k;
+  const std::uint32_t samples = terminal ? 0 : params_.k - lane.tree.inherited(node);
+  if (params_.max_samples != 0 && samples > params_.max_samples - lane.samples) {
+    lane.spent = true;
+    return false;
+  }
+  const std::uint32_t own = terminal ? 1 : params_.k;
+  const std::uint32_t path = terminal ? 1 : params_.mode == Mode::value ? params_.k : samples;
   lane.window.push_back(
       std::unique_ptr<Simulation>(new Simulation{.number = lane.next_number,
                                                  .node = node,
                                                  .terminal = terminal,
-                                                 .loss = VirtualLoss(lane.tree, node, visits)}));
+                                                 .samples = samples,
+                                                 .loss = VirtualLoss(lane.tree, node, own, path)}));
   ++lane.next_number;
   ++lane.started;
-  if (!terminal) {
-    ++lane.expansions;
-    open_request(lane, *lane.window.back());
+  lane.samples += samples;
+  if (terminal) return true;
+  Simulation& simulation = *lane.window.back();
+  if (samples == 0) simulation.split = split_of(lane, simulation, {});
+  if (samples == 0 && params_.mode != Mode::value) {
+    simulation.scores.emplace();  // nothing to ask for
+  } else {
+    open_request(lane, simulation);
   }
   return true;
 }
@@ -278,17 +325,21 @@ bool Forest::apply_one(Lane& lane) {
   const std::unique_ptr<Simulation> simulation = std::move(*found);
   lane.window.erase(found);
   lane.collided = false;
-  Visit visit;
+  Visits visits;
   if (simulation->terminal) {
-    visit = lane.tree.terminal_visit(simulation->node);
+    const Visit visit = lane.tree.terminal_visit(simulation->node);
+    visits = {visit, visit};
     ++lane.stats.terminal_visits;
   } else {
-    visit = lane.tree.expand(simulation->node, simulation->number, *simulation->split, *simulation->scores);
+    visits = lane.tree.expand(simulation->node, simulation->number, *simulation->split,
+                              simulation->scores->completions, simulation->scores->children);
     ++lane.stats.expansions;
     lane.stats.completions += params_.k;
+    lane.stats.samples += simulation->samples;
+    lane.stats.reused += params_.k - simulation->samples;
   }
   simulation->loss.release();
-  lane.tree.back_up(simulation->node, visit);
+  lane.tree.back_up(simulation->node, visits.own, visits.path);
   ++lane.stats.simulations;
   return true;
 }

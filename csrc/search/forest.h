@@ -43,30 +43,41 @@ struct Request {
   RequestId id;
   TreeId tree;
   std::uint32_t simulation;  // number of the simulation in its tree, from 0; never used twice
-  std::uint32_t k;
+  std::uint32_t k;           // completions to draw; 0 if all are reused (value mode: its children want scores)
+  std::uint32_t reused;      // completions the leaf has already; k + reused = params.k
 };
 
 // Completions, scores or both; what is left out comes with a later call (or came with an earlier one).
 struct Answer {
-  std::optional<std::vector<std::string>> completions;  // k of them, cut at the stop strings
+  std::optional<std::vector<std::string>> completions;  // request.k of them, cut at the stop strings
   std::optional<Scores> scores;
 };
 
 // What has to be scored: a completion's program is `state` + its text, a child's is `state` + its line.
 struct Expansion {
+  struct Child {
+    std::string line;
+    bool terminal;
+  };
   std::string state;
-  Split split;
+  std::uint32_t reused;
+  std::vector<std::string> texts;  // [params.k], the reused ones first
+  std::vector<std::uint32_t> child_of;
+  std::vector<Child> children;
 };
 
 struct TreeStats {
   std::uint32_t simulations = 0;      // applied, terminal visits included
   std::uint32_t expansions = 0;       // applied
   std::uint32_t terminal_visits = 0;  // applied
-  std::uint32_t completions = 0;      // of the applied expansions
+  std::uint32_t completions = 0;      // of the applied expansions: samples + reused
+  std::uint32_t samples = 0;          // of them drawn from the policy
+  std::uint32_t reused = 0;           // of them what followed a step of a completion further up
   std::uint32_t collisions = 0;
   std::uint32_t in_flight = 0;  // simulations under way
   std::uint64_t nodes = 0;
   std::uint64_t text_bytes = 0;
+  std::uint64_t bytes = 0;  // memory besides text
 };
 
 class Forest {
@@ -94,6 +105,7 @@ class Forest {
 
   std::string state(RequestId id) const;    // of the request's leaf
   Expansion expansion(RequestId id) const;  // once its completions are there
+  std::size_t children(RequestId id) const;  // of that expansion
   std::vector<TreeId> take_finished();      // trees that ended since the last call, each once
   std::size_t in_flight() const;            // simulations under way, over all trees
   TreeStats stats(TreeId tree) const;
@@ -106,8 +118,10 @@ class Forest {
     std::uint32_t number;
     NodeId node;
     bool terminal;
-    std::uint32_t slot = kNone;  // of its request; kNone for a terminal visit
+    std::uint32_t samples;       // to draw
+    std::uint32_t slot = kNone;  // of its request; kNone if it asks for nothing
     VirtualLoss loss;
+    std::vector<std::string> texts{};
     std::optional<Split> split{};
     std::optional<Scores> scores{};
     bool answered() const { return terminal || scores.has_value(); }
@@ -117,8 +131,9 @@ class Forest {
     Tree tree;
     std::deque<std::unique_ptr<Simulation>> window{};
     std::uint32_t next_number = 0;
-    std::uint32_t started = 0;     // simulations applied or in the window
-    std::uint32_t expansions = 0;  // expansions applied or in the window
+    std::uint32_t started = 0;  // simulations applied or in the window
+    std::uint32_t samples = 0;  // drawn by them
+    bool spent = false;         // a selected leaf needed more samples than were left
     bool idle = true;              // waits in idle_ for next()
     bool finished = false;
     bool collided = false;  // since the last change of the tree or its window: selecting again would too
@@ -133,6 +148,7 @@ class Forest {
   Lane& lane(TreeId id) const;
   const Slot& slot(RequestId id) const;
   void check(const Slot& slot, RequestId id, const Answer& answer, std::optional<Split>& split) const;
+  Split split_of(const Lane& lane, const Simulation& simulation, const std::vector<std::string>& texts) const;
   bool budget_left(const Lane& lane) const;
   bool start_one(Lane& lane);
   bool apply_one(Lane& lane);

@@ -40,6 +40,8 @@ std::string_view name(Mode mode) {
 
 std::string_view name(Ties ties) { return ties == Ties::seeded ? "seeded" : "first"; }
 
+std::string_view name(LossRule rule) { return rule == LossRule::loss ? "loss" : "unobserved"; }
+
 Mode parse_mode(std::string_view text) {
   for (Mode mode : {Mode::collect, Mode::value, Mode::outcome}) {
     if (text == name(mode)) return mode;
@@ -52,6 +54,13 @@ Ties parse_ties(std::string_view text) {
     if (text == name(ties)) return ties;
   }
   out_of_range("ties", std::quoted(text), "\"seeded\" or \"first\"");
+}
+
+LossRule parse_loss_rule(std::string_view text) {
+  for (LossRule rule : {LossRule::loss, LossRule::unobserved}) {
+    if (text == name(rule)) return rule;
+  }
+  out_of_range("virtual_loss", std::quoted(text), "\"loss\" or \"unobserved\"");
 }
 
 SearchParams SearchParams::defaults(Mode mode) {
@@ -69,11 +78,19 @@ void SearchParams::validate() const {
   constexpr std::uint32_t kMany = 0x7fffffff;
   constexpr std::uint32_t kFew = 0xffff;
   check_count("simulations", simulations, 1, kMany);
-  check_count("max_expansions", max_expansions, 0, kMany);
+  check_count("max_samples", max_samples, 0, kMany);
   check_count("k", k, 1, kFew);
   check_count("num_decisions", num_decisions, 1, kFew);
   check_count("leaves_in_flight", leaves_in_flight, 1, kFew);
+  if (std::uint64_t{leaves_in_flight} * k > kFew) {
+    out_of_range("leaves_in_flight", leaves_in_flight,
+                 ("at most " + std::to_string(kFew / k) + " with k = " + std::to_string(k)).c_str());
+  }
   if (!std::isfinite(c) || c < 0) out_of_range("c", c, "finite and at least 0");
+  if (step_ends.empty()) out_of_range("step_ends", "()", "at least one string");
+  for (const std::string& end : step_ends) {
+    if (end.empty()) out_of_range("step_ends", "('')", "strings that are not empty");
+  }
   if (!std::isfinite(eps) || eps <= 0) out_of_range("eps", eps, "finite and greater than 0");
 }
 

@@ -1,5 +1,6 @@
 #include "search/text.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <limits>
 
@@ -45,6 +46,12 @@ std::size_t trailing_space(std::string_view text) {
   return 0;
 }
 
+// Whether the first `length` bytes of both are equal, the implied newline counting as one.
+bool same_step(const Text& a, const Text& b, std::uint32_t length) {
+  const auto last = [&](const Text& text) { return length > text.size ? '\n' : text.data[length - 1]; };
+  return last(a) == last(b) && a.view().substr(0, length - 1) == b.view().substr(0, length - 1);
+}
+
 }  // namespace
 
 std::string_view rstrip(std::string_view utf8) {
@@ -52,30 +59,56 @@ std::string_view rstrip(std::string_view utf8) {
   return utf8;
 }
 
-Split split_completions(const std::vector<std::string>& completions) {
-  Split split;
-  split.texts.reserve(completions.size());
-  split.child_of.reserve(completions.size());
-  for (const std::string& completion : completions) {
-    if (completion.size() >= std::numeric_limits<std::uint32_t>::max()) {
-      throw LimitError("a completion has " + std::to_string(completion.size()) +
-                       " bytes; a tree holds completions of less than 4 GiB");
-    }
-    const std::string_view stripped = rstrip(completion);
-    const std::size_t newline = stripped.find('\n');
-    const bool terminal = newline == std::string_view::npos;
-    const auto length = static_cast<std::uint32_t>((terminal ? stripped.size() : newline) + 1);
-    const auto index = static_cast<std::uint32_t>(split.texts.size());
-    std::string& text = split.texts.emplace_back(stripped);
-    text += '\n';
+std::string Text::first(std::uint32_t length) const {
+  std::string step(stored(length));
+  if (length > size) step += '\n';
+  return step;
+}
 
-    const std::string_view line = std::string_view(text).substr(0, length);
-    std::uint32_t child = 0;
-    while (child < split.children.size() && split.line(split.children[child]) != line) ++child;
-    if (child == split.children.size()) split.children.push_back({index, length, 0, terminal});
+Text to_text(std::string_view utf8, void* owner) {
+  const std::string_view stripped = rstrip(utf8);
+  if (stripped.size() >= std::numeric_limits<std::uint32_t>::max() - 1) {
+    throw LimitError("a completion has " + std::to_string(stripped.size()) +
+                     " bytes; a tree holds completions of less than 4 GiB");
+  }
+  return {stripped.data(), owner, static_cast<std::uint32_t>(stripped.size())};
+}
+
+std::uint32_t first_step(const Text& text, std::span<const std::string> ends) {
+  // An end that reaches into the implied newline would end the whole text, which is what no end gives too.
+  std::size_t length = std::size_t{text.size} + 1;
+  for (const std::string& end : ends) {
+    const std::size_t found = text.view().find(end);
+    if (found != std::string_view::npos) length = std::min(length, found + end.size());
+  }
+  return static_cast<std::uint32_t>(length);
+}
+
+void split_texts(Split& split, std::span<const std::string> ends) {
+  const std::size_t k = split.texts.size();
+  for (std::size_t i = split.steps.size(); i < k; ++i) {
+    split.steps.push_back(first_step(split.texts[i], ends));
+  }
+  split.child_of.clear();
+  split.children.clear();
+  for (std::uint32_t i = 0; i < k; ++i) {
+    const Text& text = split.texts[i];
+    const std::uint32_t length = split.steps[i];
+    const auto leads_here = [&](const Split::Child& child) {
+      return child.line_length == length && same_step(split.texts[child.completion], text, length);
+    };
+    const auto found = std::find_if(split.children.begin(), split.children.end(), leads_here);
+    const auto child = static_cast<std::uint32_t>(found - split.children.begin());
+    if (found == split.children.end()) split.children.push_back({i, length, 0, length > text.size});
     ++split.children[child].count;
     split.child_of.push_back(child);
   }
+}
+
+Split split_completions(std::span<const std::string> completions, std::span<const std::string> ends) {
+  Split split;
+  for (const std::string& completion : completions) split.texts.push_back(to_text(completion));
+  split_texts(split, ends);
   return split;
 }
 

@@ -1,38 +1,69 @@
-// From sampled completions to actions: where a line ends and which samples share a child.
+// From sampled completions to actions: where a step ends and which samples share a child.
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 namespace restrl::search {
 
-// `utf8` without the white space at its end, white space being what Python's str.rstrip() removes.
-std::string_view rstrip(std::string_view utf8);
+// A completion without the white space at its end; the newline that follows it in a program is implied, not
+// stored. The bytes belong to `owner` where there is one (a Python str, say: whoever holds the Text last lets
+// go of it), else to whoever made the Text.
+struct Text {
+  const char* data = nullptr;
+  void* owner = nullptr;
+  std::uint32_t size = 0;  // bytes, less than 2^32 - 1
 
-// The k completions of one expansion, taken apart.
-//
-//   texts      completion without trailing white space, plus one newline: what follows the node's state
-//   child_of   completion -> child
-//   children   in the order of their first completion
-struct Split {
-  struct Child {
-    std::uint32_t completion;   // the first one that leads here; its text begins with the child's line
-    std::uint32_t line_length;  // bytes, newline included
-    std::uint32_t count;        // completions that lead here
-    bool terminal;              // that first completion was one last line
-  };
-  std::vector<std::string> texts;
-  std::vector<std::uint32_t> child_of;
-  std::vector<Child> children;
-
-  std::string_view line(const Child& child) const {
-    return std::string_view(texts[child.completion]).substr(0, child.line_length);
+  std::string_view view() const { return {data, size}; }
+  std::string str() const { return std::string(view()) + '\n'; }
+  // Its first `length` bytes, the implied newline counting as one.
+  std::string_view stored(std::uint32_t length) const { return {data, length < size ? length : size}; }
+  std::string first(std::uint32_t length) const;
+  // What follows its first step of `length` bytes: "\n" alone where nothing does. Without owner.
+  Text rest(std::uint32_t length) const {
+    const std::uint32_t skip = length < size ? length : size;
+    return {data + skip, nullptr, size - skip};
   }
 };
 
-// Throws LimitError for a completion of 4 GiB or more.
-Split split_completions(const std::vector<std::string>& completions);
+// `utf8` without the white space at its end, white space being what Python's str.rstrip() removes.
+std::string_view rstrip(std::string_view utf8);
+
+// A sampled completion as Text. Throws LimitError for one of 4 GiB or more.
+Text to_text(std::string_view utf8, void* owner = nullptr);
+
+// Bytes of the first step of `text`: the shortest beginning that ends in one of `ends`, else all of it
+// (size + 1: its newline counts).
+std::uint32_t first_step(const Text& text, std::span<const std::string> ends);
+
+// The k completions of one expansion, taken apart.
+//
+//   texts      [k] completions, those that are reused first
+//   steps      [k] bytes of their first steps
+//   child_of   [k] completion -> child
+//   children   in the order of their first completion
+struct Split {
+  struct Child {
+    std::uint32_t completion;   // the first one that leads here; its text begins with the child's step
+    std::uint32_t line_length;  // bytes of the step
+    std::uint32_t count;        // completions that lead here
+    bool terminal;              // that first completion was one last step
+  };
+  std::vector<Text> texts;
+  std::vector<std::uint32_t> steps;
+  std::vector<std::uint32_t> child_of;
+  std::vector<Child> children;
+
+  std::string line(const Child& child) const { return texts[child.completion].first(child.line_length); }
+};
+
+// Fills steps (unless they are there: one per text), child_of and children from `split.texts`.
+void split_texts(Split& split, std::span<const std::string> ends);
+
+// The same from plain strings, which must outlive the result.
+Split split_completions(std::span<const std::string> completions, std::span<const std::string> ends);
 
 }  // namespace restrl::search

@@ -13,17 +13,20 @@
 //   cold_     [ source, line_length, first_completion, simulation ]  ...     states, results
 //                 |                        |
 //                 v                        v   (k rows of one expansion side by side)
-//   samples_  [ text, value, node, child ][ ... ][ ... ]
+//   samples_  [ text, value, node, child, source ][ ... ][ ... ]
 //                 |
 //                 v
-//   text_     "root state|line\nrest of the completion\n|line\n..."
+//   the caller's str object (owner), or a copy in copies_; with reuse: inside the text of `source`
 //
 // The children of a node lie side by side in the order of their first completion. A node's line is the
 // beginning of its source completion's text, so text is held once and a state is the lines on its path.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <limits>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -38,16 +41,22 @@ using NodeId = std::uint32_t;
 inline constexpr NodeId kRoot = 0;
 inline constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();
 
-// What an answer says: one value per completion, and in value mode one per child.
+// What an answer says: one value per completion drawn (reused ones keep theirs), in value mode one per child.
 struct Scores {
   std::vector<double> completions;
   std::vector<double> children;
 };
 
-// What a simulation adds to its node and all ancestors.
+// What a simulation adds to a node's N and W.
 struct Visit {
   std::uint32_t N;
   double W;
+};
+
+// What it adds to its leaf and to every ancestor of that; they differ by the completions that are reused.
+struct Visits {
+  Visit own;
+  Visit path;
 };
 
 struct NodeView {
@@ -60,14 +69,15 @@ struct NodeView {
   bool terminal;
   bool expanded;
   bool visible;
-  std::string line;  // the root's is its whole state
+  std::string line;  // its step; the root's is its whole state
 };
 
 struct CompletionView {
   std::uint32_t node;   // row of the node it was sampled at
   std::uint32_t child;  // row of the child its first line leads to
   double value;
-  std::string text;  // follows the node's state
+  std::string text;      // follows the node's state
+  std::uint32_t source;  // row of the completion it was reused from, kNone if it was drawn
 };
 
 // A tree as data: nodes in pre-order (children in the order they were created), completions node by node.
@@ -78,12 +88,15 @@ struct TreeView {
 
 class Tree;
 
-// A leaf in flight: `visits` of value 0 along its path, for as long as this object lives.
+// A leaf in flight: `own` visits at the leaf and `path` visits at every ancestor, for as long as this lives.
 class VirtualLoss {
  public:
-  VirtualLoss(Tree& tree, NodeId leaf, std::uint32_t visits);
+  VirtualLoss(Tree& tree, NodeId leaf, std::uint32_t own, std::uint32_t path);
   VirtualLoss(VirtualLoss&& other) noexcept
-      : tree_(std::exchange(other.tree_, nullptr)), leaf_(other.leaf_), visits_(other.visits_) {}
+      : tree_(std::exchange(other.tree_, nullptr)),
+        leaf_(other.leaf_),
+        own_(other.own_),
+        path_(other.path_) {}
   VirtualLoss& operator=(VirtualLoss&&) = delete;
   VirtualLoss(const VirtualLoss&) = delete;
   VirtualLoss& operator=(const VirtualLoss&) = delete;
@@ -93,7 +106,8 @@ class VirtualLoss {
  private:
   Tree* tree_;
   NodeId leaf_;
-  std::uint32_t visits_;
+  std::uint32_t own_;
+  std::uint32_t path_;
 };
 
 class Tree {
@@ -106,16 +120,29 @@ class Tree {
   // The leaf or terminal node that simulation number `simulation` comes to.
   NodeId select(std::uint32_t simulation) const;
 
-  // Gives `leaf` its completions and children and returns what is to be backed up from it. Throws LimitError,
-  // leaving the tree as it was. Scores must fit (Forest::fulfil checks them).
-  Visit expand(NodeId leaf, std::uint32_t simulation, const Split& split, const Scores& scores);
+  // How many completions `leaf` inherits: those of its parent that lead to it (0 without reuse and at the
+  // root). inherit() appends what follows their first steps to `texts`, in the parent's order; texts stay
+  // where they are for the tree's life.
+  std::uint32_t inherited(NodeId leaf) const;
+  void inherit(NodeId leaf, std::vector<Text>& texts) const;
 
-  // Adds `visit` to `node` and all its ancestors and recomputes their V.
-  void back_up(NodeId node, Visit visit);
+  // Gives `leaf` its completions and children and returns what is to be backed up from it. `split` holds the
+  // inherited completions first, then those drawn; `completions` are the values of the drawn ones, `children`
+  // in value mode those of the children. Of the drawn texts, those with an owner stay where they are and the
+  // tree has their owners from here on (take_owners()); the others are copied. Throws LimitError or
+  // bad_alloc, leaving the tree as it was. Answers must fit (Forest::fulfil checks them).
+  Visits expand(NodeId leaf, std::uint32_t simulation, const Split& split,
+                std::span<const double> completions, std::span<const double> children);
+
+  // Adds `own` to `node` and `path` to all its ancestors and recomputes their V.
+  void back_up(NodeId node, Visit own, Visit path);
 
   // What one visit of a terminal node adds: its value the first time (the score of the program it is), V
   // later.
   Visit terminal_visit(NodeId node) const;
+
+  // The owners of the texts held by reference; whoever destroys the tree lets go of them afterwards.
+  std::vector<void*> take_owners() { return std::exchange(owners_, {}); }
 
   bool terminal(NodeId node) const { return links_[node].flags & kTerminal; }
   bool expanded(NodeId node) const { return links_[node].flags & kExpanded; }
@@ -123,7 +150,8 @@ class Tree {
   std::uint32_t in_flight(NodeId node) const { return stats_[node].in_flight; }
   std::size_t size() const { return stats_.size(); }
   std::string state(NodeId node) const;
-  std::size_t text_bytes() const { return text_.size(); }
+  std::size_t text_bytes() const { return text_bytes_; }  // of root and completions, reused ones not counted
+  std::size_t bytes() const;                              // memory besides text
   TreeView view() const;
 
   // Nodes whose in-flight count is not 0: none in a tree at rest.
@@ -152,16 +180,16 @@ class Tree {
     std::uint32_t simulation = kNone;
   };
   struct Sample {
-    std::uint64_t offset;  // into text_
+    Text text;  // no owner: that is in owners_
     double value;
-    std::uint32_t length;
     NodeId node;
     NodeId child;
+    std::uint32_t source;  // sample it was reused from, or kNone
   };
-  static_assert(sizeof(Stats) == 24 && sizeof(Links) == 12 && sizeof(Cold) == 16 && sizeof(Sample) == 32);
+  static_assert(sizeof(Stats) == 24 && sizeof(Links) == 12 && sizeof(Cold) == 16 && sizeof(Sample) == 48);
 
   double uct(NodeId child, double log_parent_visits) const;
-  std::string_view line(NodeId node) const;
+  std::string line(NodeId node) const;
   void prune(NodeId node);
   void reserve(std::size_t children, const Split& split);
 
@@ -172,7 +200,9 @@ class Tree {
   std::vector<Links> links_;
   std::vector<Cold> cold_;
   std::vector<Sample> samples_;
-  std::string text_;
+  std::deque<std::string> copies_;  // the root's state, and texts without an owner
+  std::vector<void*> owners_;
+  std::size_t text_bytes_;
 };
 
 }  // namespace restrl::search

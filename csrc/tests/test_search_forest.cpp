@@ -45,21 +45,24 @@ bool same_tree(const TreeView& a, const TreeView& b) {
 // Answers everything, in shuffled pieces: `shuffle` decides the size of a call, its order, and whether an
 // answer comes whole or in two parts.
 void run_shuffled(Forest& forest, std::uint64_t shuffle) {
-  std::vector<std::pair<RequestId, Answer>> open;
+  std::vector<Request> open;
+  std::vector<RequestId> begun;  // completions are there, scores are not
   for (std::uint64_t step = 0;; ++step) {
     const std::uint64_t random = draw(shuffle, step, 0, 0);
-    for (const Request& request : forest.next(1 + random % 7)) {
-      open.emplace_back(request.id, dummy_answer(forest.params(), 1, request));
-    }
+    for (const Request& request : forest.next(1 + random % 7)) open.push_back(request);
     if (open.empty()) return;
     const std::size_t pick = (random >> 8) % open.size();
-    auto& [id, answer] = open[pick];
-    if (answer.completions && (random >> 40) % 2 == 0) {
-      forest.fulfil(std::vector{id}, {Answer{std::exchange(answer.completions, std::nullopt), std::nullopt}});
-      CHECK(!forest.expansion(id).split.texts.empty());
-      continue;
+    const Request request = open[pick];
+    const std::vector ids{request.id};
+    if (std::find(begun.begin(), begun.end(), request.id) == begun.end()) {
+      forest.fulfil(ids, {Answer{dummy_texts(1, request), {}}});
+      CHECK(forest.expansion(request.id).texts.size() == forest.params().k);
+      begun.push_back(request.id);
+      if ((random >> 40) % 2 == 0) continue;
     }
-    forest.fulfil(std::vector{id}, {std::move(answer)});
+    const bool by_children = forest.params().mode == Mode::value;
+    forest.fulfil(ids,
+                  {Answer{{}, dummy_scores(1, request, by_children ? forest.children(request.id) : 0)}});
     open.erase(open.begin() + static_cast<std::ptrdiff_t>(pick));
   }
 }
@@ -159,9 +162,9 @@ void test_terminal_only_tree_ends() {
   }
 }
 
-void test_max_expansions() {
+void test_max_samples() {
   SearchParams params = make(Mode::collect, 1000, 3);
-  params.max_expansions = 7;
+  params.max_samples = 36;  // of 5 each: one is left over
   Forest forest(params, 0);
   const TreeId tree = forest.add("a", "");
   CHECK(run_dummy(forest, 1, 16) == 7);
@@ -177,7 +180,7 @@ void test_cancel() {
   check_at_rest(forest, tree);
   const Request root = forest.next(1)[0];
   CHECK(root.simulation == 1);  // numbers are not used twice
-  forest.fulfil(std::vector{root.id}, {dummy_answer(forest.params(), 0, root)});
+  answer_dummy(forest, 0, std::vector{root});
   const TreeView before = forest.view(tree);
   const auto handed = forest.next(1);
   CHECK(handed.size() == 1 && forest.stats(tree).in_flight > 1);  // some are not even handed out
@@ -199,7 +202,7 @@ void test_cancel() {
       if (draw(9, ++step, 0, 0) % 3 == 0) {
         mixed.cancel(std::vector{request.id});
       } else {
-        mixed.fulfil(std::vector{request.id}, {dummy_answer(mixed.params(), 0, request)});
+        answer_dummy(mixed, 0, std::vector{request});
       }
     }
   }
@@ -278,7 +281,7 @@ int main() {
   test_arrival_order_may_be_free();
   test_window();
   test_terminal_only_tree_ends();
-  test_max_expansions();
+  test_max_samples();
   test_cancel();
   test_errors_change_nothing();
   return restrl::testing::result();
