@@ -17,11 +17,14 @@ import torch
 
 from restrl.config import DecodeConfig
 from restrl.policy import Sampling
+from restrl.policy.engine import forward_with_states
 from restrl.policy.local import LocalPolicy
-from restrl.prompts import cut_at_stop
+from restrl.prompts import cut_at_stop, value_text
 from restrl.records import Problem
 from restrl.seeds import derive
 from restrl.value import ValueModel, finished
+from restrl.value.additive import AdditiveValue
+from restrl.value.scalar import ScalarValue
 
 Sample = Callable[[str, int], list[str]]
 """(state, number of the simulation) -> k completions."""
@@ -188,16 +191,39 @@ class Sampler:
 
 @dataclass
 class Scorer:
-    """The value of one text by one call of the value model."""
+    """The value of one text by one plain forward pass over all of it."""
 
     value: ValueModel
     problem: Problem
     tokens: int = 0
 
+    @torch.inference_mode()
     def __call__(self, program: str) -> float:
-        values = self.value.score([(self.problem, program)])[0]
-        self.tokens += values.tokens
-        return values.last
+        if isinstance(self.value, AdditiveValue):
+            return self._additive(self.value, program)
+        if isinstance(self.value, ScalarValue):
+            return self._scalar(self.value, program)
+        raise TypeError(f"no plain way to score with a {type(self.value).__name__}")
+
+    def _scalar(self, value: ScalarValue, program: str) -> float:
+        text, _ = value_text(self.problem, program)
+        inputs = value.tokenizer(text, return_tensors="pt").to(value.model.device)
+        self.tokens += inputs["input_ids"].shape[1]
+        return min(1.0, max(0.0, float(value.model(**inputs, use_cache=False).logits[0, 0])))
+
+    def _additive(self, value: AdditiveValue, program: str) -> float:
+        if not program[len(self.problem.prefix) :].strip():
+            return 0.0  # finished without a line of its own
+        policy = value.policy
+        prompt = policy.format.prompt(self.problem, program, "")
+        row, ends = policy.tokenize_with_offsets(prompt)
+        first = max(1, sum(end <= prompt.answer_from for end in ends))
+        self.tokens += len(row)
+        ids = torch.tensor([row], device=policy.device)
+        hidden, logits = forward_with_states(policy.model, {"input_ids": ids, "use_cache": False})
+        before, target = slice(first - 1, len(row) - 1), ids[0, first:]
+        logs = torch.log_softmax(logits[0, before].float(), -1).gather(-1, target[:, None])[:, 0]
+        return float(value.token_scorer(policy)(hidden[0, before], target, logs).double().sum().exp())
 
 
 def decode_serial(

@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from oracle import toy_sample, toy_score
 
+from restrl.assets import BASE_POLICY
 from restrl.policy import Completion
+from restrl.policy.local import LocalPolicy
+from restrl.problems import pipelines
 from restrl.search import Evaluation, Expansion, Request, Root, SearchParams, TreeResult, search
+from restrl.value.additive import AdditiveValue
+from restrl.value.scalar import ScalarValue
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -60,6 +66,31 @@ def test_the_plain_search_grows_the_forests_tree(benchmarks: None, number: int, 
     assert plain == [(c.program, c.value) for c in tree.completions]
     assert serial_decode.answer(root) == tree.best_program
     assert len(nodes) > (5 if ends < 1 else 1)
+
+
+@pytest.mark.parametrize("head", ["additive", "scalar"])
+def test_plain_scores_are_the_value_models(benchmarks: None, head: str) -> None:
+    import serial_decode
+
+    policy = LocalPolicy(BASE_POLICY, device="cpu")
+    value: Any = ScalarValue.from_policy(policy, seed=3)
+    if head == "additive":
+        value = AdditiveValue.new(policy, 16, seed=3)
+    else:
+        torch.nn.init.constant_(value.model.score.weight, 0.02)
+    problem = pipelines.generate("dev", 1, seed=0, difficulty=(4, 4))[0]
+    assert problem.reference is not None
+    lines = problem.reference[len(problem.prefix) :].splitlines(keepends=True)
+    texts = [problem.prefix + "".join(lines[:count]) for count in range(1, len(lines) + 1)]
+    scorer = serial_decode.Scorer(value, problem)
+    found = [scorer(text) for text in texts]
+    whole = value.score([(problem, text) for text in texts])
+    assert found == pytest.approx([v.last for v in whole], abs=1e-5)
+    assert len({round(v, 4) for v in found}) > 3
+    assert scorer.tokens >= sum(v.tokens for v in whole) > 0
+    assert serial_decode.Scorer(value, problem)(problem.prefix + "\n") == pytest.approx(
+        value.score([(problem, problem.prefix + "\n")])[0].last, abs=1e-5
+    )
 
 
 def test_the_script_compares_the_arms(
