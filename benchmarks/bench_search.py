@@ -1,52 +1,184 @@
-"""Simulations per second of the native forest with the dummy policy, one core.
+"""The search engine: simulations per second, memory, threads, and what the same search costs elsewhere.
 
-    python benchmarks/bench_search.py [SIMULATIONS ...]
+    python benchmarks/bench_search.py [--full] [--history] [--treequest DIR] [--only WORD]
 
-One JSON row per size and leaves in flight: a tree of that many simulations (collect mode, k = 5, 3 visible
-children, no terminal nodes: every simulation is an expansion), driven in C++; the dummy policy's own time is
-part of it. `depth` is the mean depth of the expanded nodes.
+Every row has the figure to reach and says whether it is met. One-thread rows are CPU time, so that other work
+on the machine costs less than it would on the clock; rows of two threads are wall time, and need two idle
+cores. A ratio is formed within each repeat, both sides one after the other. The synthetic tree: k = 5, the
+best 3 visible, c = 0.2, eps = 0.1, depth at most 60, rewards 0 or 1; a simulation is select, expand five
+children, back up.
+
+--full       also the row of 1e7 simulations in one tree (2 GB)
+--history    append the run to benchmarks/history/search.json
+--treequest  where `pip install --target DIR treequest==0.3.3` put the peer, if not in this environment
+--only       rows whose name has this word
 """
 
 from __future__ import annotations
 
-import json
-import platform
-import sys
+import argparse
+import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import harness
+import peers
+from harness import Row
 
 from restrl._core import Forest, SearchParams, run_dummy
 
-
-def mean_depth(forest: Forest, tree: int) -> float:
-    depths = [node[1] for node in forest.view(tree)["nodes"] if node[7]]
-    return sum(depths) / len(depths)
+HISTORY = Path(__file__).parent / "history" / "search.json"
+REWARDS = peers.draw_rewards(4096)
 
 
-def measure(simulations: int, leaves_in_flight: int, repeats: int = 5) -> dict[str, object]:
-    seconds = []
-    for _ in range(repeats):
-        params = SearchParams(simulations=simulations, leaves_in_flight=leaves_in_flight)
-        forest = Forest(params, 0)
-        tree = forest.add("bench", "")
-        start = time.perf_counter()
-        run_dummy(forest, seed=0, batch=64, ends=0)
-        seconds.append(time.perf_counter() - start)
-    stats = forest.stats(tree)
-    seconds.sort()
-    return {
-        "bench": "forest",
-        "simulations": simulations,
-        "leaves_in_flight": leaves_in_flight,
-        "depth": round(mean_depth(forest, tree), 1),
-        "nodes": stats["nodes"],
-        "seconds_p50": round(seconds[repeats // 2], 5),
-        "simulations_per_second": round(simulations / seconds[repeats // 2]),
-        "bytes_of_text": stats["text_bytes"],
-        "machine": platform.machine(),
-    }
+@dataclass(frozen=True)
+class Case:
+    """A row to be: `run` gives one value; `why_not` says why it cannot be measured here."""
+
+    name: str
+    unit: str
+    run: Callable[[], float]
+    must: float | None = None
+    stretch: float | None = None
+    better: Literal["more", "less"] = "more"
+    repeats: int = 7
+    full: bool = False
+    why_not: str | None = None
+
+    def measure(self) -> Row:
+        values = [self.run() for _ in range(self.repeats)]
+        return harness.row(self.name, self.unit, values, self.must, self.stretch, self.better)
+
+
+def cpu_seconds(run: Callable[[], object]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def wall_seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+# -- the engine
+
+
+def grow(simulations: int, leaves: int = 1) -> None:
+    """One tree, driven in C++."""
+    forest = Forest(SearchParams(simulations=simulations, leaves_in_flight=leaves), 0)
+    forest.add("bench", "")
+    run_dummy(forest, seed=0, batch=64, ends=0)
+
+
+def rate(simulations: int, leaves: int = 1) -> float:
+    return simulations / cpu_seconds(lambda: grow(simulations, leaves))
+
+
+def speed_up(simulations: int) -> float:
+    """Two threads with a tree each over one thread with one tree; wall time."""
+    one = wall_seconds(lambda: grow(simulations))
+    threads = [threading.Thread(target=grow, args=(simulations,)) for _ in range(2)]
+
+    def both() -> None:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    return 2 * one / wall_seconds(both)
+
+
+def list_rate(simulations: int, texts: list[str]) -> float:
+    """One tree through Python lists, 64 requests at a time, the same completions for each."""
+    values = [list(rewards) for rewards in REWARDS]
+    forest = Forest(SearchParams(simulations=simulations, leaves_in_flight=64), 0)
+    forest.add("bench", "")
+
+    def loop() -> None:
+        done = 0
+        while batch := forest.next(64):
+            ids = [request.id for request in batch]
+            forest.fulfil(
+                ids,
+                completions=[texts] * len(ids),
+                completion_values=[values[(done + i) % len(values)] for i in range(len(ids))],
+            )
+            done += len(ids)
+
+    return simulations / cpu_seconds(loop)
+
+
+# -- peers
+
+
+def ratio(simulations: int, peer: Callable[[int, peers.Rewards], Any]) -> float:
+    """How many times the peer's CPU time the engine saves at the same number of simulations."""
+    ours = cpu_seconds(lambda: grow(simulations))
+    return cpu_seconds(lambda: peer(simulations, REWARDS)) / ours
+
+
+def peer_rate(simulations: int, peer: Callable[[int, peers.Rewards], Any]) -> float:
+    return simulations / cpu_seconds(lambda: peer(simulations, REWARDS))
+
+
+def cases(treequest: str | None) -> list[Case]:
+    """Every row, in the order in which it is printed; `treequest`: why that peer cannot be compared."""
+    per_s = "simulations/s"
+    long_texts = [f"value = {i}\n" + "x" * 1189 + "\n" for i in range(peers.K)]
+    return [
+        Case("C++, 1e4", per_s, partial(rate, 10_000), 2.5e6, 3.2e6),
+        Case("C++, 1e5", per_s, partial(rate, 100_000), 2.0e6, 2.6e6),
+        Case("C++, 1e6", per_s, partial(rate, 1_000_000), 1.5e6, 2.2e6, repeats=3),
+        Case("C++, 1e7", per_s, partial(rate, 10_000_000), 1.1e6, 1.4e6, repeats=1, full=True),
+        Case("C++, 16 leaves in flight, 1e5", per_s, partial(rate, 100_000, 16), 1.0e6, 1.4e6),
+        Case("Python lists, batches of 64", per_s, partial(list_rate, 50_000, peers.COMPLETIONS)),
+        Case("Python lists, five 1.2 kB strings", per_s, partial(list_rate, 50_000, long_texts), 1.5e6),
+        Case("two threads, a tree each", "times one", partial(speed_up, 100_000), 1.8),
+        Case("plain Python, 1e4", per_s, partial(peer_rate, 10_000, peers.plain), repeats=5),
+        Case("whole prefixes in Python, 1e4", per_s, partial(peer_rate, 10_000, peers.prefix), repeats=5),
+        Case("C++ over plain Python, 1e4", "times", partial(ratio, 10_000, peers.plain), repeats=5),
+        Case("C++ over whole prefixes, 1e4", "times", partial(ratio, 10_000, peers.prefix), 150, repeats=5),
+        Case("TreeQuest, 1e3", per_s, partial(peer_rate, 1000, peers.treequest), repeats=3,
+             why_not=treequest),
+        Case("C++ over TreeQuest, 1e3", "times", partial(ratio, 1000, peers.treequest), repeats=3,
+             why_not=treequest),
+    ]  # fmt: skip
+
+
+def main() -> None:
+    args = arguments()
+    about = {"machine": harness.machine(), "versions": harness.versions("numpy")}
+    print(f"commit {harness.commit()}; {about['machine']}; {about['versions']}", flush=True)
+    rows, absent = [harness.calibrate()], []
+    for case in cases(peers.find_treequest(args.treequest)):
+        if args.only not in case.name or (case.full and not args.full):
+            continue
+        if case.why_not is None:
+            rows.append(case.measure())
+            print(f"  {case.name}: {harness.short(rows[-1].p50)} {case.unit}", flush=True)
+        else:
+            absent.append(f"{case.name}: {case.why_not}")
+    rows.append(harness.calibrate())
+    print("", harness.table(rows), *absent, sep="\n")
+    if args.history:
+        harness.append(HISTORY, rows, about)
+        print(f"appended to {HISTORY}")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="The search engine's figures.")
+    parser.add_argument("--full", action="store_true", help="also 1e7 simulations in one tree")
+    parser.add_argument("--history", action="store_true", help=f"append to {HISTORY.name}")
+    parser.add_argument("--treequest", type=Path, help="folder of the peer, if not in this environment")
+    parser.add_argument("--only", default="", help="rows whose name has this word")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    for size in [int(argument) for argument in sys.argv[1:]] or [10_000, 100_000]:
-        for leaves in (1, 16):
-            print(json.dumps(measure(size, leaves)))
+    main()

@@ -1,0 +1,154 @@
+"""Rows of a benchmark: percentiles over repeats, the figure that must be reached, a history of runs.
+
+A quantity is measured `repeats` times; p50 is what counts, p20 and p80 say how noisy the machine was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import restrl
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantity. `met` compares p50 with `must`, None where nothing is asked."""
+
+    name: str
+    unit: str
+    p20: float
+    p50: float
+    p80: float
+    repeats: int
+    must: float | None = None
+    stretch: float | None = None
+    better: Literal["more", "less"] = "more"
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        if self.must is None:
+            return None
+        return self.p50 >= self.must if self.better == "more" else self.p50 <= self.must
+
+
+def row(
+    name: str,
+    unit: str,
+    values: Iterable[float],
+    must: float | None = None,
+    stretch: float | None = None,
+    better: Literal["more", "less"] = "more",
+    note: str = "",
+) -> Row:
+    """A row of the values of all repeats."""
+    ordered = sorted(values)
+    p20, p50, p80 = (quantile(ordered, q) for q in (0.2, 0.5, 0.8))
+    return Row(name, unit, p20, p50, p80, len(ordered), must, stretch, better, note)
+
+
+def quantile(ordered: Sequence[float], q: float) -> float:
+    """Linear between the two neighbours."""
+    place = q * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def short(value: float | None) -> str:
+    """Three figures: 2.31M, 512k, 26.4, 0.031; empty for None."""
+    if value is None:
+        return ""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+HEADINGS = ("quantity", "unit", "p50", "p20 .. p80", "must", "stretch", "")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows for people, one line each."""
+    lines = [HEADINGS]
+    for r in rows:
+        verdict = {None: "", True: "met", False: "NOT MET"}[r.met]
+        sign = "" if r.must is None else {"more": ">= ", "less": "<= "}[r.better]
+        name = f"{r.name} ({r.note})" if r.note else r.name
+        spread = f"{short(r.p20)} .. {short(r.p80)}"
+        lines.append((name, r.unit, short(r.p50), spread, sign + short(r.must), short(r.stretch), verdict))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADINGS))]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def calibrate(repeats: int = 15) -> Row:
+    """CPU time of a fixed piece of Python: its spread is the machine's noise, whatever is measured."""
+    values = []
+    for _ in range(repeats):
+        start = time.process_time()
+        sum(i * i for i in range(100_000))
+        values.append((time.process_time() - start) * 1e3)
+    return row("calibration: a fixed loop of Python", "ms", values, better="less")
+
+
+def machine() -> dict[str, Any]:
+    """What was measured on."""
+    model = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line
+        ]
+        model = names[0] if names else model
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "load": [round(load, 2) for load in os.getloadavg()],
+    }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    return {
+        "restrl": restrl.__version__,
+        "python": sys.version.split()[0],
+        **{name: version(name) for name in packages},
+    }
+
+
+def commit() -> str:
+    """Of the checkout this file lies in; "+" where it holds changes; "unknown" outside git."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short", "HEAD").strip() + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def append(path: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
+    """Adds one run to the list of runs in `path`."""
+    runs = json.loads(path.read_text()) if path.exists() else []
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    runs.append(
+        {"date": now, "commit": commit(), **about, "rows": [{**asdict(r), "met": r.met} for r in rows]}
+    )
+    path.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
