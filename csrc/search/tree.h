@@ -25,7 +25,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
-#include <limits>
 #include <span>
 #include <string>
 #include <string_view>
@@ -34,57 +33,9 @@
 
 #include "search/params.h"
 #include "search/text.h"
+#include "search/tree_data.h"
 
 namespace restrl::search {
-
-using NodeId = std::uint32_t;
-inline constexpr NodeId kRoot = 0;
-inline constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();
-
-// What an answer says: one value per completion drawn (reused ones keep theirs), in value mode one per child.
-struct Scores {
-  std::vector<double> completions;
-  std::vector<double> children;
-};
-
-// What a simulation adds to a node's N and W.
-struct Visit {
-  std::uint32_t N;
-  double W;
-};
-
-// What it adds to its leaf and to every ancestor of that; they differ by the completions that are reused.
-struct Visits {
-  Visit own;
-  Visit path;
-};
-
-struct NodeView {
-  std::uint32_t parent;  // row of the parent in the same list, kNone for the root
-  std::uint32_t depth;
-  std::uint32_t simulation;  // the one that expanded it, kNone if unexpanded
-  std::uint32_t N;
-  double W;
-  double V;
-  bool terminal;
-  bool expanded;
-  bool visible;
-  std::string line;  // its step; the root's is its whole state
-};
-
-struct CompletionView {
-  std::uint32_t node;   // row of the node it was sampled at
-  std::uint32_t child;  // row of the child its first line leads to
-  double value;
-  std::string text;      // follows the node's state
-  std::uint32_t source;  // row of the completion it was reused from, kNone if it was drawn
-};
-
-// A tree as data: nodes in pre-order (children in the order they were created), completions node by node.
-struct TreeView {
-  std::vector<NodeView> nodes;
-  std::vector<CompletionView> completions;
-};
 
 class Tree;
 
