@@ -30,4 +30,10 @@ struct LimitError : Error {
   using Error::Error;
 };
 
+// Bytes are no snapshot, a damaged one, or one of a search with other parameters; or a tree cannot be written
+// as one. The message names what is wrong and the offset.
+struct SnapshotError : Error {
+  using Error::Error;
+};
+
 }  // namespace restrl::search
