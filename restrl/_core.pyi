@@ -31,21 +31,24 @@ class SearchParams:
         mode: Literal["collect", "value", "outcome"] | str = "collect",
         *,
         simulations: int | None = None,
-        max_expansions: int | None = None,
+        max_samples: int | None = None,
         k: int | None = None,
         num_decisions: int | None = None,
         c: float | None = None,
         eps: float | None = None,
         ties: Literal["seeded", "first"] | str | None = None,
         leaves_in_flight: int | None = None,
+        virtual_loss: Literal["loss", "unobserved"] | str | None = None,
+        reuse: bool | None = None,
         in_order: bool | None = None,
+        step_ends: tuple[str, ...] | None = None,
     ) -> None: ...
     @property
     def mode(self) -> str: ...
     @property
     def simulations(self) -> int: ...
     @property
-    def max_expansions(self) -> int: ...
+    def max_samples(self) -> int: ...
     @property
     def k(self) -> int: ...
     @property
@@ -59,12 +62,21 @@ class SearchParams:
     @property
     def leaves_in_flight(self) -> int: ...
     @property
+    def virtual_loss(self) -> str: ...
+    @property
+    def reuse(self) -> bool: ...
+    @property
     def in_order(self) -> bool: ...
+    @property
+    def step_ends(self) -> tuple[str, ...]: ...
     def to_dict(self) -> dict[str, Any]: ...
     def __eq__(self, other: object) -> bool: ...
 
 class Request:
-    """A leaf to expand: k completions of `state`, the `simulation`-th of its tree."""
+    """A leaf to expand: k completions of `state` to draw, the `simulation`-th of its tree.
+
+    `reused` completions it has already; k is 0 where it needs no more and only its children want scores.
+    """
 
     @property
     def id(self) -> int: ...
@@ -75,11 +87,14 @@ class Request:
     @property
     def k(self) -> int: ...
     @property
+    def reused(self) -> int: ...
+    @property
     def state(self) -> str: ...
 
 class _Expansion(TypedDict):
     state: str
-    programs: list[str]
+    programs: list[str]  # [params.k], the reused ones first
+    reused: int
     children: list[str]
     terminal: list[bool]
     child_of: list[int]
@@ -87,18 +102,21 @@ class _Expansion(TypedDict):
 class _View(TypedDict):
     # (parent, depth, simulation, N, W, V, terminal, expanded, visible, line), -1 for none; pre-order
     nodes: list[tuple[int, int, int, int, float, float, bool, bool, bool, str]]
-    # (node, child, value, text), node by node
-    completions: list[tuple[int, int, float, str]]
+    # (node, child, value, text, source), node by node; source: row it was reused from, -1 if it was drawn
+    completions: list[tuple[int, int, float, str, int]]
 
 class _Stats(TypedDict):
     simulations: int
     expansions: int
     terminal_visits: int
-    completions: int
+    completions: int  # samples + reused
+    samples: int
+    reused: int
     collisions: int
     in_flight: int
     nodes: int
     text_bytes: int
+    bytes: int  # memory besides text
 
 class Forest:
     """Many search trees; any method may be called from any thread (contract: csrc/search/forest.h)."""

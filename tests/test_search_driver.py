@@ -213,7 +213,7 @@ def test_answers_that_do_not_fit_are_a_clear_error() -> None:
             ("num_decisions", 0),
             ("leaves_in_flight", 0),
         ],
-        *[("max_expansions", 2**40), ("c", -0.1), ("c", math.inf), ("eps", 0.0), ("eps", math.nan)],
+        *[("max_samples", 2**40), ("c", -0.1), ("c", math.inf), ("eps", 0.0), ("eps", math.nan)],
         ("ties", "x"),
     ],
 )

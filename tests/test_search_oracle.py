@@ -29,7 +29,7 @@ def read(forest: Forest, tree: int) -> dict[str, Any]:
         states.append((states[parent] if parent >= 0 else "") + line)
         row = dict(parent=parent, state=states[-1], simulation=simulation, N=N, W=W, V=V)
         nodes.append(row | dict(terminal=terminal, expanded=expanded, visible=visible))
-    completions = [[node, states[node] + text, value] for node, _, value, text in view["completions"]]
+    completions = [[node, states[node] + text, value] for node, _, value, text, _ in view["completions"]]
     return {
         "nodes": nodes,
         "completions": completions,

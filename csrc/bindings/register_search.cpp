@@ -80,17 +80,18 @@ py::dict expansion(const Forest& forest, RequestId id) {
     return forest.expansion(id);
   }();
   py::list programs, children, terminal;
-  for (const std::string& text : expansion.split.texts) programs.append(to_str(expansion.state + text));
-  for (const Split::Child& child : expansion.split.children) {
-    children.append(to_str(expansion.state + std::string(expansion.split.line(child))));
+  for (const std::string& text : expansion.texts) programs.append(to_str(expansion.state + text));
+  for (const Expansion::Child& child : expansion.children) {
+    children.append(to_str(expansion.state + child.line));
     terminal.append(py::bool_(child.terminal));
   }
   py::dict result;
   result["state"] = to_str(expansion.state);
   result["programs"] = programs;
+  result["reused"] = expansion.reused;
   result["children"] = children;
   result["terminal"] = terminal;
-  result["child_of"] = py::cast(expansion.split.child_of);
+  result["child_of"] = py::cast(expansion.child_of);
   return result;
 }
 
@@ -99,7 +100,7 @@ py::int_ index_or_none(std::uint32_t index) {
 }
 
 // {"nodes": [(parent, depth, simulation, N, W, V, terminal, expanded, visible, line)], "completions":
-// [(node, child, value, text)]}
+// [(node, child, value, text, source)]}
 py::dict view(const Forest& forest, TreeId tree) {
   const TreeView view = [&] {
     py::gil_scoped_release release;
@@ -112,7 +113,8 @@ py::dict view(const Forest& forest, TreeId tree) {
                                 to_str(node.line)));
   }
   for (const CompletionView& sample : view.completions) {
-    completions.append(py::make_tuple(sample.node, sample.child, sample.value, to_str(sample.text)));
+    completions.append(py::make_tuple(sample.node, sample.child, sample.value, to_str(sample.text),
+                                      index_or_none(sample.source)));
   }
   py::dict result;
   result["nodes"] = nodes;
@@ -127,25 +129,37 @@ py::dict stats(const Forest& forest, TreeId tree) {
   result["expansions"] = stats.expansions;
   result["terminal_visits"] = stats.terminal_visits;
   result["completions"] = stats.completions;
+  result["samples"] = stats.samples;
+  result["reused"] = stats.reused;
   result["collisions"] = stats.collisions;
   result["in_flight"] = stats.in_flight;
   result["nodes"] = stats.nodes;
   result["text_bytes"] = stats.text_bytes;
+  result["bytes"] = stats.bytes;
   return result;
+}
+
+py::tuple step_ends(const SearchParams& params) {
+  py::tuple ends(params.step_ends.size());
+  for (std::size_t i = 0; i < params.step_ends.size(); ++i) ends[i] = to_str(params.step_ends[i]);
+  return ends;
 }
 
 py::dict to_dict(const SearchParams& params) {
   py::dict fields;
   fields["mode"] = std::string(name(params.mode));
   fields["simulations"] = params.simulations;
-  fields["max_expansions"] = params.max_expansions;
+  fields["max_samples"] = params.max_samples;
   fields["k"] = params.k;
   fields["num_decisions"] = params.num_decisions;
   fields["c"] = params.c;
   fields["eps"] = params.eps;
   fields["ties"] = std::string(name(params.ties));
   fields["leaves_in_flight"] = params.leaves_in_flight;
+  fields["virtual_loss"] = std::string(name(params.virtual_loss));
+  fields["reuse"] = params.reuse;
   fields["in_order"] = params.in_order;
+  fields["step_ends"] = step_ends(params);
   return fields;
 }
 
@@ -160,20 +174,27 @@ std::uint32_t to_count(const char* field, const std::optional<std::int64_t>& val
 
 using Count = std::optional<std::int64_t>;
 
-SearchParams make_params(const std::string& mode, Count simulations, Count max_expansions, Count k,
+SearchParams make_params(const std::string& mode, Count simulations, Count max_samples, Count k,
                          Count num_decisions, std::optional<double> c, std::optional<double> eps,
                          const std::optional<std::string>& ties, Count leaves_in_flight,
-                         std::optional<bool> in_order) {
+                         const std::optional<std::string>& virtual_loss, std::optional<bool> reuse,
+                         std::optional<bool> in_order, const std::optional<py::tuple>& step_ends) {
   SearchParams params = SearchParams::defaults(parse_mode(mode));
   params.simulations = to_count("simulations", simulations, params.simulations);
-  params.max_expansions = to_count("max_expansions", max_expansions, params.max_expansions);
+  params.max_samples = to_count("max_samples", max_samples, params.max_samples);
   params.k = to_count("k", k, params.k);
   params.num_decisions = to_count("num_decisions", num_decisions, params.num_decisions);
   params.c = c.value_or(params.c);
   params.eps = eps.value_or(params.eps);
   if (ties) params.ties = parse_ties(*ties);
   params.leaves_in_flight = to_count("leaves_in_flight", leaves_in_flight, params.leaves_in_flight);
+  if (virtual_loss) params.virtual_loss = parse_loss_rule(*virtual_loss);
+  params.reuse = reuse.value_or(params.reuse);
   params.in_order = in_order.value_or(params.in_order);
+  if (step_ends) {
+    params.step_ends.clear();
+    for (py::handle end : *step_ends) params.step_ends.push_back(to_utf8(end));
+  }
   params.validate();
   return params;
 }
@@ -192,20 +213,25 @@ void register_params(py::module_& m) {
   py::class_<SearchParams>(m, "SearchParams",
                            "Every knob of a search; what is left out has the mode's published value.")
       .def(py::init(&make_params), py::arg("mode") = "collect", py::kw_only(),
-           py::arg("simulations") = py::none(), py::arg("max_expansions") = py::none(),
+           py::arg("simulations") = py::none(), py::arg("max_samples") = py::none(),
            py::arg("k") = py::none(), py::arg("num_decisions") = py::none(), py::arg("c") = py::none(),
            py::arg("eps") = py::none(), py::arg("ties") = py::none(),
-           py::arg("leaves_in_flight") = py::none(), py::arg("in_order") = py::none())
+           py::arg("leaves_in_flight") = py::none(), py::arg("virtual_loss") = py::none(),
+           py::arg("reuse") = py::none(), py::arg("in_order") = py::none(), py::arg("step_ends") = py::none())
       .def_property_readonly("mode", [](const SearchParams& p) { return std::string(name(p.mode)); })
       .def_readonly("simulations", &SearchParams::simulations)
-      .def_readonly("max_expansions", &SearchParams::max_expansions)
+      .def_readonly("max_samples", &SearchParams::max_samples)
       .def_readonly("k", &SearchParams::k)
       .def_readonly("num_decisions", &SearchParams::num_decisions)
       .def_readonly("c", &SearchParams::c)
       .def_readonly("eps", &SearchParams::eps)
       .def_property_readonly("ties", [](const SearchParams& p) { return std::string(name(p.ties)); })
       .def_readonly("leaves_in_flight", &SearchParams::leaves_in_flight)
+      .def_property_readonly("virtual_loss",
+                             [](const SearchParams& p) { return std::string(name(p.virtual_loss)); })
+      .def_readonly("reuse", &SearchParams::reuse)
       .def_readonly("in_order", &SearchParams::in_order)
+      .def_property_readonly("step_ends", &step_ends)
       .def("to_dict", &to_dict, "The fields by name: SearchParams(**params.to_dict()) == params.")
       .def(
           "__eq__", [](const SearchParams& a, const SearchParams& b) { return a == b; }, py::is_operator())
@@ -230,6 +256,7 @@ void register_search(py::module_& m) {
       .def_property_readonly("tree", [](const PendingRequest& r) { return r.request.tree; })
       .def_property_readonly("simulation", [](const PendingRequest& r) { return r.request.simulation; })
       .def_property_readonly("k", [](const PendingRequest& r) { return r.request.k; })
+      .def_property_readonly("reused", [](const PendingRequest& r) { return r.request.reused; })
       .def_property_readonly("state", [](const PendingRequest& r) { return to_str(r.state); });
 
   py::class_<Forest>(m, "Forest", "Many search trees; see csrc/search/forest.h for the contract.")

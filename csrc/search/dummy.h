@@ -19,7 +19,8 @@ std::vector<std::string> dummy_completions(std::uint64_t seed, std::uint64_t str
 // A score in [0, 1], a multiple of 1/16, so that ties happen. Depends on (seed, stream) alone.
 double dummy_score(std::uint64_t seed, std::uint64_t stream);
 
-// The completions of a request and the scores of those and of `children` children, by (seed, tree, simulation).
+// The completions of a request and the scores of those and of `children` children, by (seed, tree,
+// simulation).
 std::vector<std::string> dummy_texts(std::uint64_t seed, const Request& request, std::uint32_t ends = 16);
 Scores dummy_scores(std::uint64_t seed, const Request& request, std::size_t children);
 

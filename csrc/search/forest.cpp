@@ -65,8 +65,8 @@ std::vector<Request> Forest::next(std::size_t max_requests, std::vector<std::str
     ready_.pop_front();
     const Slot& entry = slots_[static_cast<std::uint32_t>(id)];
     if (entry.simulation == nullptr || entry.generation != id >> 32) continue;  // cancelled meanwhile
-    requests.push_back({id, entry.lane->id, entry.simulation->number,
-                        entry.simulation->samples, params_.k - entry.simulation->samples});
+    requests.push_back({id, entry.lane->id, entry.simulation->number, entry.simulation->samples,
+                        params_.k - entry.simulation->samples});
     if (states != nullptr) states->push_back(entry.lane->tree.state(entry.simulation->node));
   }
   return requests;
@@ -100,7 +100,8 @@ void Forest::check(const Slot& entry, RequestId id, const Answer& answer, std::o
   const Simulation& simulation = *entry.simulation;
   // A request of no samples has its completions from the start; none given again is no mistake.
   if (answer.completions && (simulation.samples > 0 || !answer.completions->empty())) {
-    if (simulation.split && simulation.samples > 0) throw AnswerError("request " + std::to_string(id) + " has its completions already");
+    if (simulation.split && simulation.samples > 0)
+      throw AnswerError("request " + std::to_string(id) + " has its completions already");
     if (answer.completions->size() != simulation.samples) {
       throw AnswerError("request " + std::to_string(id) + " needs " + std::to_string(simulation.samples) +
                         " completions, not " + std::to_string(answer.completions->size()));
@@ -273,9 +274,7 @@ void Forest::drop(Lane& lane, Simulation* simulation) {
   advance(lane);
 }
 
-bool Forest::budget_left(const Lane& lane) const {
-  return lane.started < params_.simulations && !lane.spent;
-}
+bool Forest::budget_left(const Lane& lane) const { return lane.started < params_.simulations && !lane.spent; }
 
 // Selects one simulation into the window; false if there is no room, no budget, or a collision.
 bool Forest::start_one(Lane& lane) {

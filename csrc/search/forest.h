@@ -43,8 +43,8 @@ struct Request {
   RequestId id;
   TreeId tree;
   std::uint32_t simulation;  // number of the simulation in its tree, from 0; never used twice
-  std::uint32_t k;           // completions to draw; 0 if all are reused (value mode: its children want scores)
-  std::uint32_t reused;      // completions the leaf has already; k + reused = params.k
+  std::uint32_t k;       // completions to draw; 0 if all are reused (value mode: its children want scores)
+  std::uint32_t reused;  // completions the leaf has already; k + reused = params.k
 };
 
 // Completions, scores or both; what is left out comes with a later call (or came with an earlier one).
@@ -103,11 +103,11 @@ class Forest {
   void cancel(std::span<const RequestId> ids);
   void cancel_all();
 
-  std::string state(RequestId id) const;    // of the request's leaf
-  Expansion expansion(RequestId id) const;  // once its completions are there
+  std::string state(RequestId id) const;     // of the request's leaf
+  Expansion expansion(RequestId id) const;   // once its completions are there
   std::size_t children(RequestId id) const;  // of that expansion
-  std::vector<TreeId> take_finished();      // trees that ended since the last call, each once
-  std::size_t in_flight() const;            // simulations under way, over all trees
+  std::vector<TreeId> take_finished();       // trees that ended since the last call, each once
+  std::size_t in_flight() const;             // simulations under way, over all trees
   TreeStats stats(TreeId tree) const;
   std::size_t nodes_in_flight(TreeId tree) const;  // nodes with virtual loss: 0 in a tree at rest
   TreeView view(TreeId tree) const;
@@ -134,7 +134,7 @@ class Forest {
     std::uint32_t started = 0;  // simulations applied or in the window
     std::uint32_t samples = 0;  // drawn by them
     bool spent = false;         // a selected leaf needed more samples than were left
-    bool idle = true;              // waits in idle_ for next()
+    bool idle = true;           // waits in idle_ for next()
     bool finished = false;
     bool collided = false;  // since the last change of the tree or its window: selecting again would too
     TreeStats stats{};

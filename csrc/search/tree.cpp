@@ -237,8 +237,7 @@ TreeView Tree::view() const {
     row[node] = static_cast<std::uint32_t>(view.nodes.size());
     order.push_back(node);
     view.nodes.push_back({entry.parent, entry.depth, cold_[node].simulation, stats.N, stats.W, stats.V,
-                          terminal(node), expanded(node), (links_[node].flags & kVisible) != 0,
-                          line(node)});
+                          terminal(node), expanded(node), (links_[node].flags & kVisible) != 0, line(node)});
     for (std::uint32_t child = links_[node].children; child-- > 0;) {
       stack.push_back({links_[node].first_child + child, row[node], entry.depth + 1});
     }

@@ -61,8 +61,7 @@ void run_shuffled(Forest& forest, std::uint64_t shuffle) {
       if ((random >> 40) % 2 == 0) continue;
     }
     const bool by_children = forest.params().mode == Mode::value;
-    forest.fulfil(ids,
-                  {Answer{{}, dummy_scores(1, request, by_children ? forest.children(request.id) : 0)}});
+    forest.fulfil(ids, {Answer{{}, dummy_scores(1, request, by_children ? forest.children(request.id) : 0)}});
     open.erase(open.begin() + static_cast<std::ptrdiff_t>(pick));
   }
 }

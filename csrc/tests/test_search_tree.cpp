@@ -100,8 +100,8 @@ void test_collect_by_hand() {
   CHECK(view.nodes[2].N == 2 && view.nodes[2].W == 2.0 && view.nodes[0].N == 5 && view.nodes[0].W == 3.75);
 }
 
-// The root gives a\nb\nx, a, a\nc (all to child a) and d\ne; child a inherits the first three as "b\nx", "" and
-// "c", draws one of its own; only that one's reward counts above it.
+// The root gives a\nb\nx, a, a\nc (all to child a) and d\ne; child a inherits the first three as "b\nx", ""
+// and "c", draws one of its own; only that one's reward counts above it.
 void test_reuse_by_hand(LossRule rule) {
   SearchParams params = small(Mode::collect);
   params.k = 4;

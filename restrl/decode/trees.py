@@ -89,7 +89,7 @@ def child_values(expansion: Expansion, values: Sequence[LineValues]) -> list[flo
 
 
 def search_params(method: TreeMethod, cfg: DecodeConfig, budget: int) -> SearchParams:
-    """At most budget // k expansions and at most cfg.simulations simulations.
+    """At most `budget` completions and at most cfg.simulations simulations.
 
     A simulation that ends in a finished program draws nothing: the budget is used up only if cfg.simulations
     is larger than budget // k, four times that being ample.
@@ -97,7 +97,7 @@ def search_params(method: TreeMethod, cfg: DecodeConfig, budget: int) -> SearchP
     return SearchParams(
         mode="value" if method == "vm-mcts" else "outcome",
         simulations=cfg.simulations,
-        max_expansions=max(1, budget // cfg.k),
+        max_samples=budget,
         k=min(cfg.k, budget),
         num_decisions=cfg.num_decisions,
         c=cfg.c,

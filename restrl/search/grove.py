@@ -111,7 +111,7 @@ class Grove:
     def _read(self, tree: int, live: _Live) -> TreeResult:
         view, counts = self.forest.view(tree), self.forest.stats(tree)
         nodes, rows, k = view["nodes"], [], self.params.k
-        for i, (node, child, value, text) in enumerate(view["completions"]):
+        for i, (node, child, value, text, _) in enumerate(view["completions"]):
             # The k completions of a node stand side by side, in the order they were sampled.
             tokens = live.tokens[nodes[node][2]][i % k]
             rows.append((node, child, value, text, tokens, -1))
