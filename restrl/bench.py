@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from itertools import product
-from typing import Literal
+from typing import Literal, get_args
 
 from restrl._core import Forest, SearchParams, dummy_completions, dummy_score
 
@@ -14,15 +14,16 @@ restrl bench signature             one number of all the search engine computes:
 
 and in a checkout, each with its figures beside a peer's of the same run:
 python benchmarks/bench_search.py    the search engine: simulations per second, memory, threads
+python benchmarks/bench_decode.py    VM-MCTS on a model: the published schedule against restrl's
+python benchmarks/bench_value.py     value scoring: tokens and CPU-seconds per expansion
 python benchmarks/bench_policy.py    decoding: tokens per CPU-second
 python benchmarks/bench_verifier.py  the verifier: CPU-milliseconds per verdict
 python benchmarks/demo_seeds.py      the demo over several seeds"""
 
 SEED = 3
 ROOTS = ("", "def f(x):\n")
-COUNTS: tuple[Literal["simulations", "expansions", "terminal_visits", "completions", "collisions"], ...] = (
-    "simulations", "expansions", "terminal_visits", "completions", "collisions",
-)  # fmt: skip
+Count = Literal["simulations", "expansions", "terminal_visits", "samples", "reused", "collisions"]
+COUNTS: tuple[Count, ...] = get_args(Count)
 
 
 def search_signature() -> int:
@@ -40,30 +41,42 @@ def search_signature() -> int:
             view = forest.view(tree)
             stats = forest.stats(tree)
             counts = [stats[name] for name in COUNTS]
-            rows = [row[:4] for row in view["completions"]]
-            digest.update(repr((view["nodes"], rows, counts)).encode())
+            digest.update(repr((view["nodes"], view["completions"], counts)).encode())
     return int.from_bytes(digest.digest()[:6], "big")
 
 
 def signature_params() -> Iterator[SearchParams]:
-    """Every mode and tie rule, with one and with many leaves in flight."""
-    for mode, ties, leaves in product(("collect", "value", "outcome"), ("seeded", "first"), (1, 16)):
-        yield SearchParams(mode, simulations=60, ties=ties, leaves_in_flight=leaves)
-    yield SearchParams("value", simulations=60, k=9, num_decisions=4, c=1.0, leaves_in_flight=4)
+    """Every mode and tie rule, without and with reuse, one leaf in flight and many under either loss rule."""
+    modes, ties, flights = (
+        ("collect", "value", "outcome"),
+        ("seeded", "first"),
+        ((1, "loss"), (16, "loss"), (16, "unobserved")),
+    )
+    for mode, tie, reuse, (leaves, loss) in product(modes, ties, (False, True), flights):
+        yield SearchParams(
+            mode, simulations=60, ties=tie, reuse=reuse, leaves_in_flight=leaves, virtual_loss=loss
+        )
+    yield SearchParams(
+        "value", simulations=60, k=9, num_decisions=6, c=1.0, leaves_in_flight=4, in_order=False
+    )
+    yield SearchParams("collect", simulations=60, k=3, max_samples=70, reuse=True, leaves_in_flight=4)
+    yield SearchParams("value", simulations=60, num_decisions=1, step_ends=("\n\n", "x\n"))
 
 
 def run(forest: Forest) -> None:
     """Drives every tree to its end; batches of completions and of scores come back last request first."""
+    by_value = forest.params.mode == "value"
     while batch := forest.next(24):
         batch.reverse()
         ids = [request.id for request in batch]
-        keys = [f"{request.tree}/{request.simulation}" for request in batch]
-        texts = [dummy_completions(key, request.k, SEED) for key, request in zip(keys, batch, strict=True)]
+        texts = [
+            dummy_completions(f"{request.tree}/{request.simulation}", request.k, SEED) for request in batch
+        ]
         forest.fulfil(ids, completions=texts)
         splits = [forest.expansion(id) for id in ids]
-        values = [[score(program) for program in split["programs"]] for split in splits]
+        drawn = [split["programs"][split["reused"] :] for split in splits]
+        values = [[score(program) for program in programs] for programs in drawn]
         children = [[score("child " + state) for state in split["children"]] for split in splits]
-        by_value = forest.params.mode == "value"
         forest.fulfil(ids, completion_values=values, child_values=children if by_value else None)
 
 

@@ -16,7 +16,7 @@ import pytest
 from restrl import bench
 from restrl._core import Forest, SearchParams
 
-SIGNATURE = 246832779661602
+SIGNATURE = 71025109785647
 ROOT = Path(__file__).parents[1]
 
 
@@ -49,6 +49,9 @@ def test_the_command_alone_lists_what_there_is() -> None:
         {"num_decisions": 2},
         {"ties": "first"},
         {"leaves_in_flight": 2},
+        {"reuse": True},
+        {"step_ends": ("\n\n",)},
+        {"max_samples": 100},
         {"simulations": 61},
     ],
 )
@@ -62,16 +65,17 @@ def test_any_knob_alters_it(monkeypatch: pytest.MonkeyPatch, changed: dict[str, 
 
 
 def test_its_searches_end_in_every_way() -> None:
-    """Terminal visits, collisions and duplicate actions all occur; every tree comes to rest."""
-    terminal = collisions = duplicates = 0
+    """Terminal visits, collisions, duplicate actions and reuse all occur; every tree comes to rest."""
+    terminal = collisions = duplicates = reused = 0
     for params in bench.signature_params():
         forest = Forest(params, bench.SEED)
         tree = forest.add("tree 0", "")
         bench.run(forest)
         stats = forest.stats(tree)
-        assert stats["simulations"] == params.simulations
+        assert stats["simulations"] == params.simulations or stats["samples"] == params.max_samples
         assert stats["in_flight"] == forest.nodes_in_flight(tree) == 0
         terminal += stats["terminal_visits"]
         collisions += stats["collisions"]
         duplicates += stats["completions"] + 1 - stats["nodes"]
-    assert min(terminal, collisions, duplicates) > 0
+        reused += stats["reused"]
+    assert min(terminal, collisions, duplicates, reused) > 0
