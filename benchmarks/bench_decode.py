@@ -16,31 +16,30 @@ import hashlib
 import json
 import multiprocessing
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
+import harness
 import torch
-from numpy.typing import NDArray
+from decode_figures import Share, compare, figures, right, same_answers, show, wall
 from serial_decode import Outcome, decode_serial
 
 from restrl.config import CollectConfig, DecodeConfig, ValueConfig
 from restrl.decode import decode_trees
 from restrl.errors import RestrlError
-from restrl.pipeline import load_policy, model_path, problem_set, versions
+from restrl.pipeline import load_policy, model_path, problem_set
 from restrl.policy.local import LocalPolicy
 from restrl.records import Problem
 from restrl.rows import write_json
 from restrl.sandbox import Verifier
 from restrl.seeds import derive
-from restrl.stages.collect import collect, known_reward
+from restrl.stages.collect import collect
 from restrl.value import load_value
 from restrl.value.train import train_value
 
@@ -66,7 +65,6 @@ class Arm:
     problems: int
     seeds: int
     leaves: int = 1
-    reuse: bool = False
     workers: int = 1
     threads: int = 1
 
@@ -81,19 +79,6 @@ class Setting:
     problems: str
     value: str
     cfg: DecodeConfig
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one process did: start and end on the machine's clock (s), CPU seconds, peak memory (MiB)."""
-
-    outcomes: list[Outcome]
-    start: float
-    end: float
-    cpu: float
-    threads: int
-    peak_mib: float
-    peak_gpu_mib: float
 
 
 def run_arm(arm: Arm, setting: Setting) -> list[Share]:
@@ -131,12 +116,11 @@ def _work(arm: Arm, setting: Setting, index: int, pipe: Connection) -> None:
     policy = load_policy(setting.model, setting.device, setting.dtype, MAX_ROWS)
     value = load_value(setting.value, policy=policy, max_length=MAX_LENGTH)
     problems = problem_set(setting.problems, "auto", 0)[: arm.problems]
-    own = problems[index :: arm.workers]
+    mine = problems[index :: arm.workers]
 
     def decode(some: Sequence[Problem], seed: int, simulations: int) -> list[Outcome]:
-        cfg = setting.cfg.model_copy(
-            update={"simulations": simulations, "leaves_in_flight": arm.leaves, "reuse": arm.reuse}
-        )
+        own = {"simulations": simulations, "leaves_in_flight": arm.leaves}
+        cfg = DecodeConfig.model_validate(setting.cfg.model_dump() | own)
         if arm.kind == "restrl":
             return _decode_restrl(some, policy, value, cfg, seed)
         return decode_serial(arm.kind, some, policy, value, cfg, seed)
@@ -147,7 +131,7 @@ def _work(arm: Arm, setting: Setting, index: int, pipe: Connection) -> None:
     pipe.send("ready")
     pipe.recv()
     start, cpu = time.perf_counter(), time.process_time()
-    outcomes = [one for seed in range(arm.seeds) for one in decode(own, seed, setting.cfg.simulations)]
+    outcomes = [one for seed in range(arm.seeds) for one in decode(mine, seed, setting.cfg.simulations)]
     end, cpu = time.perf_counter(), time.process_time() - cpu
     gpu = torch.cuda.max_memory_allocated() / 2**20 if policy.device.type == "cuda" else 0.0
     pipe.send(Share(outcomes, start, end, cpu, torch.get_num_threads(), _peak_mib(), gpu))
@@ -219,114 +203,6 @@ def value_folder(args: argparse.Namespace) -> Path:
     return out
 
 
-# Figures
-
-
-def right(
-    shares: dict[str, list[Share]], problems: Sequence[Problem]
-) -> dict[str, dict[int, dict[str, bool]]]:
-    """Whether the answer passes, by arm, seed and problem."""
-    by_id = {p.task_id: p for p in problems}
-    found: dict[str, dict[int, dict[str, bool]]] = {}
-    with Verifier() as verifier:
-        for arm, own in shares.items():
-            outcomes = [o for share in own for o in share.outcomes]
-            verdicts = verifier.verify([(by_id[o.task_id], o.program) for o in outcomes])
-            for o, verdict in zip(outcomes, verdicts, strict=True):
-                passed = known_reward(verdict, o.task_id) == 1.0
-                found.setdefault(arm, {}).setdefault(o.seed, {})[o.task_id] = passed
-    return found
-
-
-def interval(rows: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of `[problems]`, problems drawn with replacement."""
-    rng = np.random.default_rng(0)
-    means = rows[rng.integers(len(rows), size=(4000, len(rows)))].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def by_problem(rows: dict[int, dict[str, bool]], seeds: Sequence[int], names: Sequence[str]) -> Any:
-    """`[problems]` mean over the seeds."""
-    return np.array([[rows[seed][name] for name in names] for seed in seeds], dtype=float).mean(0)
-
-
-def wall(shares: Sequence[Share]) -> float:
-    """Seconds from the first start to the last end."""
-    return max(s.end for s in shares) - min(s.start for s in shares)
-
-
-def figures(arm: Arm, shares: list[Share], rows: dict[int, dict[str, bool]]) -> dict[str, Any]:
-    """What one arm took, per problem and in all."""
-    outcomes = [o for share in shares for o in share.outcomes]
-    count = len(outcomes)
-    accuracy = by_problem(rows, list(rows), list(rows[0]))
-    low, high = interval(accuracy)
-    per_problem = {
-        key: sum(getattr(o, key) for o in outcomes) / count
-        for key in ("samples", "reused", "generated_tokens", "value_tokens")
-    }
-    return {
-        "seconds": wall(shares) / count,
-        "cpu_seconds": sum(s.cpu for s in shares) / count,
-        **{key: round(value, 2) for key, value in per_problem.items()},
-        "accuracy": round(float(accuracy.mean()), 4),
-        "accuracy_95": [round(low, 4), round(high, 4)],
-        "threads": shares[0].threads,
-        "peak_mib": round(sum(s.peak_mib for s in shares)),
-        "peak_gpu_mib": round(sum(s.peak_gpu_mib for s in shares)),
-    }
-
-
-def compare(
-    a: str, b: str, all_rows: dict[str, dict[int, dict[str, bool]]], table: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
-    """Arm `a` against arm `b`: ratios b : a, and the paired difference of accuracy on what both decoded."""
-    seeds = [seed for seed in all_rows[a] if seed in all_rows[b]]
-    names = [name for name in all_rows[a][0] if name in all_rows[b][0]]
-    difference = by_problem(all_rows[a], seeds, names) - by_problem(all_rows[b], seeds, names)
-    low, high = interval(difference)
-    return {
-        "arms": [a, b],
-        **{key: round(table[b][key] / table[a][key], 2) for key in ("seconds", "cpu_seconds")},
-        "pairs": len(seeds) * len(names),
-        "accuracy": round(float(difference.mean()), 4),
-        "accuracy_95": [round(low, 4), round(high, 4)],
-    }
-
-
-def same_answers(a: Sequence[Share], b: Sequence[Share]) -> float:
-    """Share of the problems that both decoded to which they gave the same program."""
-    programs = [{(o.seed, o.task_id): o.program for s in shares for o in s.outcomes} for shares in (a, b)]
-    common = programs[0].keys() & programs[1].keys()
-    return sum(programs[0][key] == programs[1][key] for key in common) / len(common)
-
-
-def show(table: dict[str, dict[str, Any]], comparisons: Sequence[dict[str, Any]]) -> str:
-    """Both tables as Markdown."""
-    lines = [
-        "| arm | s/problem | CPU s | samples (reused) | generated | value tokens | accuracy [95 %] | MiB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, row in table.items():
-        low, high = row["accuracy_95"]
-        lines.append(
-            f"| {name} | {row['seconds']:.4f} | {row['cpu_seconds']:.4f} "
-            f"| {row['samples']:.1f} ({row['reused']:.1f}) | {row['generated_tokens']:.0f} "
-            f"| {row['value_tokens']:.0f} | {row['accuracy']:.3f} [{low:.3f}, {high:.3f}] "
-            f"| {row['peak_mib'] + row['peak_gpu_mib']} |"
-        )
-    lines += ["", "| first : second | times fewer seconds | CPU seconds | accuracy, paired | pairs |"]
-    lines.append("|---|---|---|---|---|")
-    for row in comparisons:
-        low, high = row["accuracy_95"]
-        lines.append(
-            f"| {row['arms'][0]} : {row['arms'][1]} | {row['seconds']:.1f} | {row['cpu_seconds']:.1f} "
-            f"| {row['accuracy']:+.3f} [{low:+.3f}, {high:+.3f}] | {row['pairs']} |"
-        )
-    return "\n".join(lines)
-
-
 def arms(args: argparse.Namespace) -> list[Arm]:
     """The published schedule twice, restrl without and with what changes a tree."""
     few = min(args.serial_problems, args.problems)
@@ -349,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/bench-decode"), help="keeps the value models")
     parser.add_argument("--problems", type=int, default=100, help="of restrl's arms")
     parser.add_argument("--seeds", type=int, default=3, help="of restrl's arms")
-    parser.add_argument("--serial-problems", type=int, default=40, help="of the serial arms, one seed")
+    parser.add_argument("--serial-problems", type=int, default=100, help="of the serial arms, one seed")
     parser.add_argument("--train-problems", type=int, default=240, help="of the value model")
     parser.add_argument("--simulations", type=int, default=20)
     parser.add_argument("--k", type=int, default=5)
@@ -390,8 +266,7 @@ def measure(args: argparse.Namespace) -> None:
         print(f"{arm.name}: {wall(shares[arm.name]):.1f} s", file=sys.stderr, flush=True)
     rows = right(shares, problem_set(spec, "auto", 0))
     table = {
-        arm.name: figures(arm, shares[arm.name], rows[arm.name]) | {"load": loads[arm.name]}
-        for arm in arms(args)
+        arm.name: figures(shares[arm.name], rows[arm.name]) | {"load": loads[arm.name]} for arm in arms(args)
     }
     generate, loop, one, many = table
     pairs = [(many, generate), (many, loop), (one, generate), (loop, generate), (many, one)]
@@ -401,9 +276,10 @@ def measure(args: argparse.Namespace) -> None:
     print(f"\nsame answers, {loop} and {one}: {same:.0%}")
     result = {
         "bench": "decode",
-        "commit": commit(),
-        "versions": versions(),
-        "machine": platform.machine(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": harness.commit(),
+        "versions": harness.versions("torch", "transformers", "numpy"),
+        "machine": harness.machine(),
         "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else "cpu",
         "settings": {k: v for k, v in vars(args).items() if k not in ("work", "out", "history")},
         "value": json.loads((value / "value.json").read_text(encoding="utf-8")),
@@ -422,17 +298,6 @@ def measure(args: argparse.Namespace) -> None:
     if args.history:
         history = json.loads(args.history.read_text(encoding="utf-8")) if args.history.exists() else []
         write_json(args.history, [*history, result])
-
-
-def commit() -> str | None:
-    """The commit of the checkout that this file stands in; None outside one."""
-    done = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or None
 
 
 if __name__ == "__main__":
