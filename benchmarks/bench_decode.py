@@ -111,16 +111,26 @@ def _receive(pipe: Connection, arm: Arm) -> Any:
 
 
 def _work(arm: Arm, setting: Setting, index: int, pipe: Connection) -> None:
-    """One process of an arm: every arm.workers-th problem, from `index` on."""
+    """A process of an arm: says when it is ready, waits for the word, and sends its share."""
+
+    def ready() -> None:
+        pipe.send("ready")
+        pipe.recv()
+
+    pipe.send(share(arm, setting, index, ready))
+
+
+def share(arm: Arm, setting: Setting, index: int, ready: Callable[[], None]) -> Share:
+    """Decodes every arm.workers-th problem, from `index` on; `ready` is called before the clock starts."""
     torch.set_num_threads(arm.threads or 1)
     policy = load_policy(setting.model, setting.device, setting.dtype, MAX_ROWS)
     value = load_value(setting.value, policy=policy, max_length=MAX_LENGTH)
     problems = problem_set(setting.problems, "auto", 0)[: arm.problems]
-    mine = problems[index :: arm.workers]
+    own = problems[index :: arm.workers]
 
     def decode(some: Sequence[Problem], seed: int, simulations: int) -> list[Outcome]:
-        own = {"simulations": simulations, "leaves_in_flight": arm.leaves}
-        cfg = DecodeConfig.model_validate(setting.cfg.model_dump() | own)
+        of_arm = {"simulations": simulations, "leaves_in_flight": arm.leaves}
+        cfg = DecodeConfig.model_validate(setting.cfg.model_dump() | of_arm)
         if arm.kind == "restrl":
             return _decode_restrl(some, policy, value, cfg, seed)
         return decode_serial(arm.kind, some, policy, value, cfg, seed)
@@ -128,13 +138,12 @@ def _work(arm: Arm, setting: Setting, index: int, pipe: Connection) -> None:
     decode(problems[:1], 0, 2)
     if not arm.threads:
         torch.set_num_threads(_best_threads(lambda: decode(problems[:1], 0, 3)))
-    pipe.send("ready")
-    pipe.recv()
+    ready()
     start, cpu = time.perf_counter(), time.process_time()
-    outcomes = [one for seed in range(arm.seeds) for one in decode(mine, seed, setting.cfg.simulations)]
+    outcomes = [one for seed in range(arm.seeds) for one in decode(own, seed, setting.cfg.simulations)]
     end, cpu = time.perf_counter(), time.process_time() - cpu
     gpu = torch.cuda.max_memory_allocated() / 2**20 if policy.device.type == "cuda" else 0.0
-    pipe.send(Share(outcomes, start, end, cpu, torch.get_num_threads(), _peak_mib(), gpu))
+    return Share(outcomes, start, end, cpu, torch.get_num_threads(), _peak_mib(), gpu)
 
 
 def _decode_restrl(
