@@ -8,6 +8,7 @@ calls are replayed by every way in turn, in one run:
     padded    every program in a row of its own, right-padded (the peer)
     shared    ScalarValue.score: the programs of a call as prefix tries, one pass over each
     tree      the same behind StateScores: a program that the tree has seen is not scored again
+    kept      the same within ScalarValue.remembering: nor is a problem read again
 
 Cases: the shipped policy with a scalar head, on problems of the pipelines family, one tree at a time and all
 of them at once; a small random Qwen2 on long prompts (150 tokens, five completions of 100 tokens an
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -42,7 +44,7 @@ from restrl.value.scalar import ScalarValue
 from restrl.value.states import StateScores
 
 Call = list[tuple[Problem, str]]
-WAYS = ("padded", "shared", "tree")
+WAYS = ("padded", "shared", "tree", "kept")
 WORDS = [
     "return",
     "filter",
@@ -122,12 +124,13 @@ def read(way: str, value: ScalarValue, calls: Sequence[Call]) -> tuple[list[floa
     seconds, tokens, values = [], [], []
     trees: dict[str, StateScores] = {}
     value.shares = way != "padded"
-    for call in calls:
-        clock = time.process_time()
-        scored = score_in_trees(value, trees, call) if way == "tree" else value.score(call)
-        seconds.append(time.process_time() - clock)
-        tokens.append(sum(v.tokens for v in scored))
-        values += [x for v in scored for x in v.values]
+    with value.remembering() if way == "kept" else nullcontext():
+        for call in calls:
+            clock = time.process_time()
+            scored = score_in_trees(value, trees, call) if way in ("tree", "kept") else value.score(call)
+            seconds.append(time.process_time() - clock)
+            tokens.append(sum(v.tokens for v in scored))
+            values += [x for v in scored for x in v.values]
     value.shares = tries.shareable(value.model)
     return seconds, tokens, values
 

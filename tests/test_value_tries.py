@@ -26,9 +26,10 @@ from transformers import (
 from restrl.errors import RestrlError
 from restrl.policy.local import LocalPolicy
 from restrl.records import Calls, Problem
-from restrl.value import LineValues, line_ends, tries
+from restrl.value import LineValues, line_ends, remembering, tries
 from restrl.value.additive import AdditiveValue
 from restrl.value.scalar import ScalarValue
+from restrl.value.starts import Start, Starts, common
 from restrl.value.states import StateScores
 
 torch.set_num_threads(1)
@@ -101,7 +102,9 @@ def unclamped(value: ScalarValue, items: Sequence[tuple[Problem, str]]) -> tuple
     encoded = [value.encode(*item) for item in items]
     value.model.eval()
     with torch.no_grad():
-        return tuple([v for row, _ in read(encoded) for v in row] for read in (value._shared, value._padded))  # type: ignore[return-value]
+        shared = value._shared(encoded, [p.task_id for p, _ in items])
+        one_by_one = value._padded(encoded)
+    return [v for row, _ in shared for v in row], [v for row, _ in one_by_one for v in row]
 
 
 # ---- the tries
@@ -115,7 +118,7 @@ token_texts = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_
 @example([[1, 2, 0], [1, 2], [1, 2, 0, 0], [1, 2]], 1000, 1000)
 def test_rows_are_tries(texts: list[list[int]], scale: int, longest: int) -> None:
     """Paths spell their texts, a token sees its own text up to itself and nothing else, nothing twice."""
-    rows = tries.pack(texts, scale, longest=longest)
+    rows = tries.pack(dict(enumerate(texts)), scale, longest=longest)
     assert sorted(i for row in rows for i in row.paths) == list(range(len(texts)))
     for row in rows:
         own = {tuple(texts[i][: n + 1]) for i in row.paths for n in range(len(texts[i]))}
@@ -161,12 +164,12 @@ def test_cuts_cost_least(texts: list[list[int]], scale: int, longest: int) -> No
                 parts[-1].append(text)
         if all(len(p) == 1 or size(p) <= longest for p in parts):
             best = min(best, cost(parts))
-    rows = tries.pack(texts, scale, longest=longest)
+    rows = tries.pack(dict(enumerate(texts)), scale, longest=longest)
     assert sum(len(r) + len(r) ** 2 / scale for r in rows) == pytest.approx(best)
 
 
 def test_batches_bound_rows_tokens_and_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [row for n in (40, 39, 30, 20, 10, 9, 4) for row in tries.pack([[n] * n], 1000)]
+    rows = [row for n in (40, 39, 30, 20, 10, 9, 4) for row in tries.pack({0: [n] * n}, 1000)]
 
     def sizes(**limits: int) -> list[list[int]]:
         return [[len(row) for row in batch] for batch in tries.batches(rows, **limits)]
@@ -324,12 +327,100 @@ def test_long_texts(scalar: ScalarValue, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_nothing_to_score(scalar: ScalarValue, additive: AdditiveValue) -> None:
     assert scalar.score([]) == []
     assert additive.score([]) == []
-    assert tries.pack([], 10) == []
+    assert tries.pack({}, 10) == []
 
 
 def test_training_reads_row_by_row_with_gradients(scalar: ScalarValue) -> None:
     encoded = [scalar.encode(*item) for item in branching()]
     assert all(row.requires_grad for row in scalar.values(encoded))
+
+
+# ---- what a search remembers
+
+steps = st.lists(
+    st.tuples(st.sampled_from("pq"), st.integers(0, 3), st.lists(st.sampled_from(LINES))), max_size=4
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(steps, max_size=5), st.sampled_from([0, 9000, 1 << 30]))
+@example(
+    [[("p", 0, LINES[:2])] * 3, [("p", 0, LINES[:1]), ("q", 1, [])], [("q", 1, []), ("p", 0, LINES)]], 1 << 30
+)
+def test_remembering_equals_the_plain_pass(
+    scalar: ScalarValue, calls: list[list[tuple[str, int, list[str]]]], limit: int
+) -> None:
+    """Calls of one search, some with problems seen before, whatever of them is still kept."""
+    owners = {"p": problem("p"), "q": problem("q", "def f(a):\n    '''Other words.'''\n")}
+    with scalar.remembering():
+        assert scalar._starts is not None
+        scalar._starts.limit = limit
+        for call in calls:
+            items = [(owners[n], PREFIX + "    c = a\n" * k + "".join(lines)) for n, k, lines in call]
+            shared, one_by_one = unclamped(scalar, items)
+            assert shared == pytest.approx(one_by_one, abs=2e-5, rel=1e-5)
+            assert scalar._starts.nbytes <= limit
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_backbones_that_remember(name: str, attention: str) -> None:
+    value = classifier(CONFIGS[name], attn_implementation=attention)
+    with value.remembering():
+        for items in (branching()[:3], branching()[2:6], branching()):
+            shared, one_by_one = unclamped(value, items)
+            assert shared == pytest.approx(one_by_one, abs=2e-5, rel=1e-5)
+    assert value._starts is None
+
+
+def test_the_problem_is_read_once_in_a_search(scalar: ScalarValue) -> None:
+    """The second call reads what follows the problem; after the search and in the next, all is read again."""
+    items = branching()
+    alone = [v.tokens for v in scalar.score(items)]
+    encoded = [scalar.encode(*item) for item in items]
+    begin = min(common([e.token_ids for e in encoded]), *(e.positions[0] for e in encoded))
+    assert begin >= len(scalar.encode(problem(), PREFIX).token_ids) - 3
+    with scalar.remembering():
+        first = scalar.score(items)
+        second = scalar.score(items)
+        with scalar.remembering():
+            assert [v.tokens for v in scalar.score(items)] == alone
+        assert [v.tokens for v in scalar.score(items)] == [v.tokens for v in second]
+    assert [v.tokens for v in first] == alone
+    assert first[0].tokens - second[0].tokens == begin
+    assert [v.tokens for v in second[1:]] == alone[1:]
+    assert [v.tokens for v in scalar.score(items)] == alone
+
+
+def test_searches_ask_for_it(scalar: ScalarValue, additive: AdditiveValue) -> None:
+    with remembering(scalar), remembering(additive):
+        assert scalar._starts is not None
+        first = scalar.score(branching())
+        assert sum(v.tokens for v in scalar.score(branching())) < sum(v.tokens for v in first)
+    assert scalar._starts is None
+
+
+def test_starts_used_longest_ago_go_first() -> None:
+    def start(*ids: int) -> Start:
+        return Start(np.asarray(ids), (torch.ones(1, len(ids), 1),), (torch.ones(1, len(ids), 1),))
+
+    kept = Starts(limit=8 * 6)
+    kept.keep("a", start(1, 2, 3))
+    kept.keep("b", start(1, 2))
+    assert kept.nbytes == 8 * 5
+    taken = kept.take("a", [[1, 2, 3, 4], [1, 2, 3, 5]], 9)
+    assert taken is not None
+    assert len(taken) == 3
+    kept.keep("c", start(7, 8))
+    assert kept.take("b", [[1, 2]], 9) is None
+    cut = kept.take("a", [[1, 2, 3, 4], [1, 2, 4]], 9)
+    assert cut is not None
+    assert cut.ids.tolist() == [1, 2]
+    assert cut.keys[0].shape == (1, 2, 1)
+    assert kept.nbytes == 8 * 4
+    assert kept.take("c", [[7, 8, 9]], 1) is not None
+    assert kept.take("c", [[8, 9]], 9) is None
+    assert len(kept) == 1
 
 
 # ---- the additive head

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
@@ -99,6 +100,20 @@ class FreeValueModel(ValueModel, Protocol):
     ) -> LineValues:
         """Values of `finished(prompt.state, completion.text)` at its line ends past the prompt's state."""
         ...
+
+
+@runtime_checkable
+class RememberingValueModel(ValueModel, Protocol):
+    """A value model that can keep, for the time of a search, what it has read of the problems."""
+
+    def remembering(self) -> AbstractContextManager[None]:
+        """Within it `score` does not read a problem's text twice; the weights must not change."""
+        ...
+
+
+def remembering(model: ValueModel) -> AbstractContextManager[None]:
+    """What a search runs its calls of `score` in: the model's own `remembering`, or nothing special."""
+    return model.remembering() if isinstance(model, RememberingValueModel) else nullcontext()
 
 
 def finished(state: str, text: str) -> str:

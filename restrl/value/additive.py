@@ -209,12 +209,12 @@ class AdditiveValue:
         model, lengths = self.policy.model, [len(p.token_ids) for p in programs]
         if not tries.shareable(model) or max(lengths) > tries.LONGEST:
             return self.trace(programs), lengths
-        rows = tries.pack([p.token_ids for p in programs], tries.quadratic_scale(model))
+        rows = tries.pack({i: p.token_ids for i, p in enumerate(programs)}, tries.quadratic_scale(model))
         limit = min(_TOKENS, _LOGITS // self.policy.codec.vocab)
         traced: dict[int, Traced] = {}
         for batch in tries.batches(rows, max_rows=self.policy.max_rows, max_tokens=limit):
             with tries.evaluating(model):
-                hidden, logits = forward_with_states(model, tries.inputs(batch, model))
+                hidden, logits = forward_with_states(model, tries.inputs(batch, model) | {"use_cache": False})
             for b, row in enumerate(batch):
                 ids, before = torch.from_numpy(row.ids), torch.from_numpy(row.parent).to(logits.device)
                 logs = torch.log_softmax(logits[b].float(), -1)

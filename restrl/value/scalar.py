@@ -10,14 +10,16 @@ Texts that are scored together share the pass over their common prefixes (tries.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DynamicCache
 
 from restrl.errors import RestrlError
 from restrl.policy.local import LocalPolicy
@@ -25,6 +27,7 @@ from restrl.prompts import value_text
 from restrl.records import Problem
 from restrl.training.hf import save_model
 from restrl.value import LineValues, checked, line_ends, to_values, tries
+from restrl.value.starts import Starts, batch_tokens, cache, common, read_off
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class ScalarValue:
         self.model, self.tokenizer = model, tokenizer
         self.max_rows = max_rows
         self.shares = tries.shareable(model)
+        self._starts: Starts | None = None
         context = model.config.get_text_config().to_dict().get("max_position_embeddings")
         self.max_length = max_length if context is None else min(max_length, int(context))
 
@@ -125,24 +129,83 @@ class ScalarValue:
                 )
         self.model.eval()
         longest = max((len(e.token_ids) for e in encoded), default=0)
-        read = self._shared if self.shares and longest <= tries.LONGEST else self._padded
+        if self.shares and longest <= tries.LONGEST:
+            read = self._shared(encoded, [value_text(problem, problem.prefix)[0] for problem, _ in items])
+        else:
+            read = self._padded(encoded)
         return [
             to_values(problem, e.ends, values, tokens)
-            for (problem, _), e, (values, tokens) in zip(items, encoded, read(encoded), strict=True)
+            for (problem, _), e, (values, tokens) in zip(items, encoded, read, strict=True)
         ]
 
-    def _shared(self, encoded: Sequence[Encoded]) -> list[tuple[list[float], int]]:
-        """(unclamped values, tokens read) of each text; a prefix that texts share is read once."""
-        rows = tries.pack([e.token_ids for e in encoded], tries.quadratic_scale(self.model))
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Within it, `score` keeps what the model computed for the problems and does not read them again.
+
+        For the calls of one search; the weights must not change. Values agree with those of a fresh pass to
+        rounding. One thread at a time may score.
+        """
+        before, self._starts = self._starts, Starts()
+        try:
+            yield
+        finally:
+            self._starts = before
+
+    def _shared(self, encoded: Sequence[Encoded], names: Sequence[str]) -> list[tuple[list[float], int]]:
+        """(unclamped values, tokens read) of each text; what texts of one name begin with is read once."""
+        groups: dict[str, list[int]] = {}
+        for i, name in enumerate(names):
+            groups.setdefault(name, []).append(i)
+        rows = [row for name, members in groups.items() for row in self._rows(name, members, encoded)]
+        limit = self.max_rows * 512
+        if self._starts is not None:
+            limit = min(limit, batch_tokens(self.model))
         values: list[list[float]] = [[]] * len(encoded)
-        for batch in tries.batches(rows, max_rows=self.max_rows, max_tokens=self.max_rows * 512):
-            hidden = self.model.base_model(**tries.inputs(batch, self.model)).last_hidden_state  # [B, T, H]
+        for batch in tries.batches(rows, max_rows=self.max_rows, max_tokens=limit):
+            filled = None if self._starts is None else cache(self.model, [row.start for row in batch])
+            hidden = self.model.base_model(
+                **tries.inputs(batch, self.model), past_key_values=filled, use_cache=filled is not None
+            ).last_hidden_state  # [B, T, H]
             texts, row, column = tries.gather(batch, [e.positions for e in encoded])
             at = torch.from_numpy(row), torch.from_numpy(column)
             flat = self.model.score(hidden[at]).squeeze(-1).float().cpu()
             for i, own in zip(texts, flat.split([len(encoded[i].positions) for i in texts]), strict=True):
                 values[i] = own.tolist()
+            if filled is not None:
+                self._remember(batch, filled, names, encoded, groups)
         return list(zip(values, tries.charges(rows, len(encoded)), strict=True))
+
+    def _rows(self, name: str, members: Sequence[int], encoded: Sequence[Encoded]) -> list[tries.Row]:
+        """The tries of the texts of one name, behind the start that is remembered of it."""
+        texts = [encoded[i].token_ids for i in members]
+        first_read = min(encoded[i].positions[0] for i in members)
+        start = None if self._starts is None else self._starts.take(name, texts, first_read)
+        behind = 0 if start is None else len(start)
+        rest = {i: text[behind:] for i, text in zip(members, texts, strict=True)}
+        return tries.pack(rest, tries.quadratic_scale(self.model), start)
+
+    def _remember(
+        self,
+        batch: Sequence[tries.Row],
+        filled: DynamicCache,
+        names: Sequence[str],
+        encoded: Sequence[Encoded],
+        groups: Mapping[str, Sequence[int]],
+    ) -> None:
+        """Keep the starts that the batch has read for the first time."""
+        assert self._starts is not None
+        behind = max(0 if row.start is None else len(row.start) for row in batch)
+        for b, row in enumerate(batch):
+            number = next(iter(row.paths))
+            members = groups[names[number]]
+            if row.start is None:
+                most = min(encoded[i].positions[0] for i in members)
+                n = min(most, common([encoded[i].token_ids for i in members]))
+                ids, columns = (
+                    np.asarray(encoded[number].token_ids[:n], np.int64),
+                    behind + row.paths[number][:n],
+                )
+                self._starts.keep(names[number], read_off(filled, b, columns, ids))
 
     def _padded(self, encoded: Sequence[Encoded]) -> list[tuple[list[float], int]]:
         """As `_shared`, every text on its own: for a model that cannot read tries."""

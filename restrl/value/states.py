@@ -13,7 +13,7 @@ class StateScores:
 
         fresh = scores.missing(programs)                     # equal programs are scored once in a tree
         for program, values in zip(fresh, model.score([(problem, p) for p in fresh])):
-            scores.record(program, values)
+            scores.record(program, values)                   # values.tokens: what the model read for it
         scores.of(program), scores.value(state)              # shared by all that are equal
 
     The first value of a state stays its value: a value model may see a little past a line end (a token may

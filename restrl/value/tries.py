@@ -13,7 +13,7 @@ token i sees token j exactly if j <= i < until[j]. Positions are depths. A row m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from restrl.value.starts import Start, common
 
 LONGEST = 4096
 """Tokens of the longest text that is packed: a mask of `[T, T]` for it is 64 MiB in float32."""
@@ -40,6 +42,7 @@ class Row:
 
     ids, depth, until, parent  `[T]`; parent is the token before in its text, -1 for a first one
     paths                      text number -> `[tokens]` where its tokens stand in the row
+    start                      what the row's texts begin with and is not read again; depths go on from it
     """
 
     ids: Ints
@@ -47,6 +50,7 @@ class Row:
     until: Ints
     parent: Ints
     paths: dict[int, Ints]
+    start: Start | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -73,32 +77,30 @@ def quadratic_scale(model: Any) -> int:
     return 6 * int(model.config.get_text_config().hidden_size)
 
 
-def pack(texts: Sequence[Sequence[int]], scale: int, *, longest: int = LONGEST) -> list[Row]:
-    """Rows that hold every text (none empty), of at most `longest` tokens if no text alone is longer.
+def pack(
+    texts: Mapping[int, Sequence[int]], scale: int, start: Start | None = None, *, longest: int = LONGEST
+) -> list[Row]:
+    """Rows that hold every text by its number, of at most `longest` tokens if no text alone is longer.
 
     Equal texts have one path. Cut into rows where it costs least: a row of T tokens costs T + T^2 / scale,
-    and what was shared across a cut is read on both sides.
+    and what was shared across a cut is read on both sides. Texts begin behind `start`; none is empty.
     """
     numbers: dict[tuple[int, ...], list[int]] = {}  # of equal texts
-    for i, text in enumerate(texts):
+    for i, text in texts.items():
         numbers.setdefault(tuple(text), []).append(i)
     distinct = sorted(numbers)
     arrays = [np.asarray(text, np.int64) for text in distinct]
     shared = [0] * len(arrays)
     for i in range(1, len(arrays)):
-        shared[i] = _common(arrays[i - 1], arrays[i])
+        shared[i] = common(arrays[i - 1 : i + 1])
     cuts = [*_cuts([len(a) for a in arrays], shared, scale, longest), len(arrays)]
     return [
-        _row([(arrays[i], shared[i] if i > start else 0, numbers[distinct[i]]) for i in range(start, stop)])
-        for start, stop in pairwise(cuts)
+        _row(
+            [(arrays[i], shared[i] if i > first else 0, numbers[distinct[i]]) for i in range(first, last)],
+            start,
+        )
+        for first, last in pairwise(cuts)
     ]
-
-
-def _common(a: Ints, b: Ints) -> int:
-    """Length of the common prefix."""
-    n = min(len(a), len(b))
-    differs = a[:n] != b[:n]
-    return int(differs.argmax()) if differs.any() else n
 
 
 def _cuts(lengths: Sequence[int], shared: Sequence[int], scale: int, longest: int) -> list[int]:
@@ -124,22 +126,23 @@ def _cuts(lengths: Sequence[int], shared: Sequence[int], scale: int, longest: in
     return cuts[::-1]
 
 
-def _row(members: Sequence[tuple[Ints, int, list[int]]]) -> Row:
+def _row(members: Sequence[tuple[Ints, int, list[int]]], start: Start | None) -> Row:
     """The tries of (text, tokens shared with the one before, its numbers), in lexical order."""
-    size = sum(len(text) - common for text, common, _ in members)
+    behind = 0 if start is None else len(start)
+    size = sum(len(text) - shared for text, shared, _ in members)
     ids, depth, parent = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.int64)
     until = np.full(size, size, np.int64)
     paths: dict[int, Ints] = {}
     path, used = np.empty(0, np.int64), 0
-    for text, common, numbers in members:
-        until[path[common:]] = used
-        fresh = np.arange(used, used + len(text) - common)
-        path = np.concatenate((path[:common], fresh))
-        ids[fresh], depth[fresh] = text[common:], np.arange(common, len(path))
-        parent[fresh] = np.concatenate(([-1], path[:-1]))[common:]
+    for text, shared, numbers in members:
+        until[path[shared:]] = used
+        fresh = np.arange(used, used + len(text) - shared)
+        path = np.concatenate((path[:shared], fresh))
+        ids[fresh], depth[fresh] = text[shared:], behind + np.arange(shared, len(path))
+        parent[fresh] = np.concatenate(([-1], path[:-1]))[shared:]
         paths |= dict.fromkeys(numbers, path)
         used += len(fresh)
-    return Row(ids, depth, until, parent, paths)
+    return Row(ids, depth, until, parent, paths, start)
 
 
 def charges(rows: Sequence[Row], count: int) -> list[int]:
@@ -160,7 +163,8 @@ def batches(rows: Sequence[Row], *, max_rows: int, max_tokens: int) -> Iterator[
         if batch:
             width = len(batch[0])
             tokens = (len(batch) + 1) * width
-            full = len(batch) == max_rows or tokens > max_tokens or tokens * width > _MASK_ELEMENTS
+            seen = width + max(0 if r.start is None else len(r.start) for r in [*batch, row])
+            full = len(batch) == max_rows or tokens > max_tokens or tokens * seen > _MASK_ELEMENTS
             if full or 2 * len(row) < width:
                 yield batch
                 batch = []
@@ -170,9 +174,10 @@ def batches(rows: Sequence[Row], *, max_rows: int, max_tokens: int) -> Iterator[
 
 
 def inputs(rows: Sequence[Row], model: Any) -> dict[str, Any]:
-    """What the model's forward takes for a batch: ids and positions `[B, T]`, additive mask `[B, 1, T, T]`.
+    """What the model's forward takes for a batch: ids, positions `[B, T]`, additive mask `[B, 1, T, P + T]`.
 
-    Padding is on the right; it sees itself alone, and nothing sees it.
+    P are the columns of the rows' starts, which a cache holds (starts.cache); 0 without any. Every token sees
+    its row's start. Padding is on the right; of the row it sees itself alone, and nothing sees it.
     """
     width = max(len(row) for row in rows)
     ids, depth = np.zeros((len(rows), width), np.int64), np.zeros((len(rows), width), np.int64)
@@ -183,13 +188,17 @@ def inputs(rows: Sequence[Row], model: Any) -> dict[str, Any]:
     place = torch.arange(width, device=model.device)
     ends = torch.from_numpy(until).to(model.device)
     seen = (place[None, :] <= place[:, None]) & (place[:, None] < ends[:, None, :])  # [B, T, T]
+    behind = [0 if row.start is None else len(row.start) for row in rows]
+    if any(behind):
+        started = torch.arange(max(behind)) < torch.tensor(behind)[:, None]  # [B, P]
+        started = started.to(model.device)[:, None].expand(len(rows), width, max(behind))
+        seen = torch.cat((started, seen), -1)
     mask = torch.zeros(seen.shape, dtype=model.dtype, device=model.device)
     mask.masked_fill_(~seen, torch.finfo(model.dtype).min)
     return {
         "input_ids": torch.from_numpy(ids).to(model.device),
         "position_ids": torch.from_numpy(depth).to(model.device),
         "attention_mask": mask[:, None],
-        "use_cache": False,
     }
 
 
@@ -200,7 +209,11 @@ def gather(rows: Sequence[Row], positions: Sequence[Sequence[int]]) -> tuple[lis
         np.asarray([b for b, row in enumerate(rows) for _ in row.paths], np.int64),
         [len(positions[i]) for i in texts],
     )
-    columns = [row.paths[i][np.asarray(positions[i], np.int64)] for row in rows for i in row.paths]
+    columns = [
+        row.paths[i][np.asarray(positions[i], np.int64) - (0 if row.start is None else len(row.start))]
+        for row in rows
+        for i in row.paths
+    ]
     return texts, row_of, np.concatenate(columns)
 
 
