@@ -25,9 +25,9 @@ void check_scores(const char* what, RequestId id, const std::vector<double>& sco
                       " values, not " + std::to_string(scores.size()));
   }
   for (double score : scores) {
-    if (!std::isfinite(score)) {
+    if (!(std::abs(score) <= kLargestScore)) {
       throw AnswerError("request " + std::to_string(id) + " got a " + what +
-                        " value that is not finite: " + std::to_string(score));
+                        " value that is not finite or beyond 1e200: " + std::to_string(score));
     }
   }
 }
@@ -337,8 +337,7 @@ bool Forest::apply_one(Lane& lane) {
     lane.stats.samples += simulation->samples;
     lane.stats.reused += params_.k - simulation->samples;
   }
-  simulation->loss.release();
-  lane.tree.back_up(simulation->node, visits.own, visits.path);
+  lane.tree.back_up(simulation->node, visits.own, visits.path, std::move(simulation->loss));
   ++lane.stats.simulations;
   return true;
 }

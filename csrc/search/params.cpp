@@ -1,6 +1,5 @@
 #include "search/params.h"
 
-#include <cmath>
 #include <iomanip>
 #include <sstream>
 #include <string>
@@ -86,12 +85,13 @@ void SearchParams::validate() const {
     out_of_range("leaves_in_flight", leaves_in_flight,
                  ("at most " + std::to_string(kFew / k) + " with k = " + std::to_string(k)).c_str());
   }
-  if (!std::isfinite(c) || c < 0) out_of_range("c", c, "finite and at least 0");
+  // Within these, and scores within kLargestScore, no UCT value overflows.
+  if (!(c >= 0 && c <= 1e100)) out_of_range("c", c, "between 0 and 1e100");
   if (step_ends.empty()) out_of_range("step_ends", "()", "at least one string");
   for (const std::string& end : step_ends) {
     if (end.empty()) out_of_range("step_ends", "('')", "strings that are not empty");
   }
-  if (!std::isfinite(eps) || eps <= 0) out_of_range("eps", eps, "finite and greater than 0");
+  if (!(eps >= 1e-100 && eps <= 1e100)) out_of_range("eps", eps, "between 1e-100 and 1e100");
 }
 
 }  // namespace restrl::search

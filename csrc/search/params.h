@@ -51,10 +51,10 @@ struct SearchParams {
   // Children that stay visible after an expansion, those of highest V; count, 1 .. 65535.
   std::uint32_t num_decisions = 3;
 
-  // Weight of the exploration term of UCT (paper: c); finite, >= 0.
+  // Weight of the exploration term of UCT (paper: c); 0 .. 1e100.
   double c = 0.2;
 
-  // Added to a child's visits below the root of the exploration term (paper: epsilon); finite, > 0.
+  // Added to a child's visits below the root of the exploration term (paper: epsilon); 1e-100 .. 1e100.
   double eps = 0.1;
 
   // Simulations of one tree that may be under way at once (F in algorithm.md); count, 1 .. 65535, with

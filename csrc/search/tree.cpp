@@ -1,269 +1,301 @@
 #include "search/tree.h"
 
 #include <algorithm>
-#include <cmath>
-#include <numeric>
+#include <bit>
+#include <stdexcept>
 
 #include "search/errors.h"
 #include "search/random.h"
 
 namespace restrl::search {
+namespace {
+
+// Smallest shift with four visible children per line.
+std::uint32_t line_shift(const SearchParams& params) {
+  const std::uint32_t visible = std::min(params.k, params.num_decisions);
+  return static_cast<std::uint32_t>(std::bit_width((visible - 1) / 4));
+}
+
+bool same_bits(double a, double b) {
+  return std::bit_cast<std::uint64_t>(a) == std::bit_cast<std::uint64_t>(b);
+}
+
+}  // namespace
 
 VirtualLoss::VirtualLoss(Tree& tree, NodeId leaf, std::uint32_t own, std::uint32_t path)
     : tree_(&tree), leaf_(leaf), own_(own), path_(path) {
-  tree_->stats_[leaf_].in_flight += own_;
-  for (NodeId node = tree_->links_[leaf_].parent; node != kNone; node = tree_->links_[node].parent) {
-    tree_->stats_[node].in_flight += path_;
-  }
+  tree_->fly({leaf_, own_, path_}, 1);
 }
 
 void VirtualLoss::release() noexcept {
   if (tree_ == nullptr) return;
-  tree_->stats_[leaf_].in_flight -= own_;
-  for (NodeId node = tree_->links_[leaf_].parent; node != kNone; node = tree_->links_[node].parent) {
-    tree_->stats_[node].in_flight -= path_;
-  }
+  tree_->fly({leaf_, own_, path_}, -1);
   tree_ = nullptr;
 }
 
-Tree::Tree(const SearchParams& params, std::uint64_t seed, std::uint64_t stream, std::string_view root_state)
-    : params_(params),
+Tree::Tree(const SearchParams& params, std::uint64_t seed, std::uint64_t stream, std::string_view root_state,
+           const Walks& walks)
+    : num_decisions_(params.num_decisions),
+      alone_(params.leaves_in_flight == 1),
       seed_(seed),
       stream_(stream),
-      stats_(1),
-      links_(1),
-      cold_(1),
-      copies_{std::string(root_state)},
+      walks_(&walks),
+      format_{params.k, params.mode == Mode::value, params.reuse},
+      rows_{nullptr,
+            nullptr,
+            nullptr,
+            params.c,
+            params.eps,
+            line_shift(params),
+            params.ties == Ties::first,
+            params.virtual_loss == LossRule::unobserved,
+            params.mode == Mode::value},
       text_bytes_(root_state.size()) {
   if (root_state.size() >= kNone) throw LimitError("a root state must have less than 4 GiB");
-  links_[kRoot].flags = kVisible;
-  cold_[kRoot].line_length = static_cast<std::uint32_t>(root_state.size());
+  texts_.reserve(root_state.size());
+  char* const copy = texts_.take(root_state.size());
+  std::copy(root_state.begin(), root_state.end(), copy);
+  root_state_ = {copy, root_state.size()};
+  reserve(1, 0);
+  cold_.push_back(0);
+  open_expansion(kNone);
+  rows_.W(kRoot) = 0;
+  rows_.child(kRoot) = kLeaf;
 }
 
-// V + c sqrt((1 + ln N_parent) / (eps + N)); see LossRule for what leaves in flight change.
-double Tree::uct(NodeId child, double log_parent_visits) const {
-  const Stats& stats = stats_[child];
-  const double N = static_cast<double>(stats.N) + stats.in_flight;
-  const bool as_loss = stats.in_flight != 0 && params_.virtual_loss == LossRule::loss;
-  const double V = as_loss ? stats.W / N : stats.V;
-  return V + params_.c * std::sqrt((1.0 + log_parent_visits) / (params_.eps + N));
+// Room for that many expansions more and their completions. What follows cannot fail.
+void Tree::reserve(std::size_t expansions, std::size_t completions) {
+  const std::size_t size = links_.size() + expansions;
+  const std::uint32_t most = std::min(kMostExpansions, 0xffffffffU >> rows_.lane_shift());
+  if (size > most)
+    throw LimitError("a tree holds at most " + std::to_string(most - 1) + " expanded nodes here");
+  const std::size_t log_size = log_.size() + expansions * (longest_record(format_) + kRecordUnit);
+  if (log_size / kRecordUnit >= kNone) throw LimitError("the records of a tree take at most 16 GiB");
+  lines_.reserve(size << rows_.shift);
+  links_.reserve(size);
+  cold_.reserve(size);
+  if (!alone_) flight_.reserve(size << rows_.lane_shift());
+  log_.reserve(log_size);
+  owners_.reserve(owners_.size() + completions);
+  rows_.lines = lines_.data();
+  rows_.links = links_.data();
+  rows_.flight = flight_.data();
 }
 
-NodeId Tree::select(std::uint32_t simulation) const {
-  NodeId node = kRoot;
-  for (std::uint32_t depth = 0; expanded(node); ++depth) {
-    // An expanded node has at least k visits, so the logarithm is defined.
-    const double log_visits = std::log(static_cast<double>(stats_[node].N) + stats_[node].in_flight);
-    const NodeId first = links_[node].first_child;
-    const NodeId end = first + links_[node].children;
-    NodeId best = kNone;
-    double best_uct = 0;
-    std::uint32_t tied = 0;
-    for (NodeId child = first; child < end; ++child) {
-      if (!(links_[child].flags & kVisible)) continue;
-      const double value = uct(child, log_visits);
-      if (best == kNone || value > best_uct) {
-        best = child;
-        best_uct = value;
-        tied = 1;
-      } else if (value == best_uct) {
-        ++tied;
-      }
-    }
-    if (tied > 1 && params_.ties == Ties::seeded) {
-      auto skip = static_cast<std::uint32_t>(draw(seed_, stream_, simulation, depth) % tied);
-      for (NodeId child = best; skip > 0;) {
-        ++child;
-        if (!(links_[child].flags & kVisible) || uct(child, log_visits) != best_uct) continue;
-        best = child;
-        --skip;
-      }
-    }
-    node = best;
+// A new expansion, all lanes empty, above `node` (kNone: expansion 0).
+void Tree::open_expansion(NodeId node) {
+  const auto e = static_cast<std::uint32_t>(links_.size());
+  links_.push_back({kTie, node});
+  constexpr double kEmpty = -std::numeric_limits<double>::infinity();
+  for (std::uint32_t i = 0; i < 1U << rows_.shift; ++i) {
+    lines_.push_back({{kEmpty, kEmpty, kEmpty, kEmpty}, {0, 0, 0, 0}, {kLeaf, kLeaf, kLeaf, kLeaf}});
   }
-  return node;
-}
-
-std::uint32_t Tree::inherited(NodeId leaf) const {
-  if (!params_.reuse || leaf == kRoot) return 0;
-  const auto first = samples_.begin() + cold_[links_[leaf].parent].first_completion;
-  return static_cast<std::uint32_t>(
-      std::count_if(first, first + params_.k, [&](const Sample& sample) { return sample.child == leaf; }));
-}
-
-void Tree::inherit(NodeId leaf, std::vector<Text>& texts) const {
-  if (!params_.reuse || leaf == kRoot) return;
-  const std::uint32_t first = cold_[links_[leaf].parent].first_completion;
-  for (std::uint32_t i = first; i < first + params_.k; ++i) {
-    if (samples_[i].child == leaf) texts.push_back(samples_[i].text.rest(cold_[leaf].line_length));
+  if (!alone_) {
+    const std::size_t begin = flight_.size();
+    flight_.resize(lines_.size() * 4);
+    std::fill(flight_.data() + begin, flight_.data() + flight_.size(), std::uint16_t{0});
   }
+  if (node != kNone) rows_.child(node) = e;
 }
 
-void Tree::reserve(std::size_t children, const Split& split) {
-  if (size() + children >= kNone || samples_.size() + split.texts.size() >= kNone) {
-    throw LimitError("a tree holds at most 2^32 - 2 nodes and as many completions");
+void Tree::prefetch() const { __builtin_prefetch(rows_.lines); }
+
+NodeId Tree::select(std::uint32_t simulation, std::uint32_t* leaf_depth) const {
+  std::uint32_t e = 0;
+  std::uint32_t next = rows_.child(kRoot);
+  std::uint32_t depth = 0;
+  for (; (next & kLeaf) == 0; ++depth) {
+    e = next;
+    __builtin_prefetch(&rows_.lines[std::size_t{e} << rows_.shift], 1);  // for the walk up
+    next = rows_.links[e].next;
+    if (next == kTie) next = walks_->pick(rows_, e, draw(seed_, stream_, simulation, depth));
   }
-  // Grown here, so that the appends of expand() cannot fail half-way; by doubling, so that they stay
-  // amortised.
-  const auto grow = [](auto& array, std::size_t more) {
-    if (array.capacity() < array.size() + more) {
-      array.reserve(std::max(array.size() + more, 2 * array.capacity()));
-    }
-  };
-  grow(stats_, children);
-  grow(links_, children);
-  grow(cold_, children);
-  grow(samples_, split.texts.size());
-  grow(owners_, split.texts.size());
+  if (leaf_depth != nullptr) *leaf_depth = depth;
+  return (e << rows_.lane_shift()) + lane_of(next);
+}
+
+void Tree::fly(const Reservation& reservation, std::int32_t sign) {
+  if (alone_) {
+    // Nothing is selected while it lives, so no UCT value needs it.
+    if (sign > 0 && reservation_.leaf != kNone)
+      throw std::logic_error("a tree for one leaf in flight has one");
+    reservation_ = sign > 0 ? reservation : Reservation{};
+    return;
+  }
+  const Change own{0, 0, sign * static_cast<std::int32_t>(reservation.own)};
+  const Change path{0, 0, sign * static_cast<std::int32_t>(reservation.path)};
+  walks_->climb(rows_, reservation.leaf, own, path, false);
+}
+
+void Tree::back_up(NodeId node, Visit own, Visit path) {
+  walks_->climb(rows_, node, {own.N, own.W, 0}, {path.N, path.W, 0}, true);
+}
+
+void Tree::back_up(NodeId node, Visit own, Visit path, VirtualLoss&& loss) {
+  if (alone_) {
+    loss.release();
+    return back_up(node, own, path);
+  }
+  loss.tree_ = nullptr;
+  walks_->climb(rows_, node, {own.N, own.W, -static_cast<std::int32_t>(loss.own_)},
+                {path.N, path.W, -static_cast<std::int32_t>(loss.path_)}, true);
+}
+
+std::uint32_t Tree::in_flight(NodeId node) const {
+  if (!alone_) return flight_[node];
+  if (reservation_.leaf == kNone) return 0;
+  if (reservation_.leaf == node) return reservation_.own;
+  for (NodeId up = reservation_.leaf; up != kNone; up = rows_.links[expansion_of(up)].up) {
+    if (up == node) return reservation_.path;
+  }
+  return 0;
+}
+
+std::size_t Tree::nodes_in_flight() const {
+  if (!alone_) {
+    return flight_.size() -
+           static_cast<std::size_t>(std::count(flight_.data(), flight_.data() + flight_.size(), 0));
+  }
+  std::size_t nodes = 0;
+  for (NodeId up = reservation_.leaf; up != kNone; up = rows_.links[expansion_of(up)].up) {
+    if ((up == reservation_.leaf ? reservation_.own : reservation_.path) > 0) ++nodes;
+  }
+  return nodes;
+}
+
+void Tree::check_room(std::uint32_t visits) const {
+  if (rows_.N(kRoot) > kMostVisits - visits) throw LimitError("a tree holds at most 2^31 - 2^16 visits");
+}
+
+double Tree::W(NodeId node) const {
+  return (code(node) & kFresh) != 0 ? repeated(rows_.W(node), rows_.N(node)) : rows_.W(node);
+}
+
+double Tree::V(NodeId node) const {
+  const double W = rows_.W(node);
+  const std::uint32_t N = rows_.N(node);
+  return N == 0 || (code(node) & kFresh) != 0 ? W : W / N;
+}
+
+Visit Tree::terminal_visit(NodeId node) const {
+  check_room(1);
+  if (rows_.N(node) > 0) return {1, V(node)};
+  Record record;
+  read(expansion_of(node), record);
+  return {1, record.values[record.children[record.child_in(lane(node))].first]};
 }
 
 Visits Tree::expand(NodeId leaf, std::uint32_t simulation, const Split& split,
                     std::span<const double> completions, std::span<const double> children) {
-  reserve(split.children.size(), split);
-  const auto first_child = static_cast<NodeId>(size());
-  const auto first_completion = static_cast<std::uint32_t>(samples_.size());
-  const std::uint32_t reused = inherited(leaf);
-  const std::size_t copied = copies_.size();
-  try {
-    for (std::size_t i = reused; i < split.texts.size(); ++i) {
-      if (split.texts[i].owner == nullptr) copies_.emplace_back(split.texts[i].view());
+  const std::uint32_t k = format_.k;
+  check_room(k);
+  Record& record = scratch_;
+  record.simulation = simulation;
+  record.reused = 0;
+  record.values.clear();
+  if (format_.reuse && leaf != kRoot) {
+    read(expansion_of(leaf), record);
+    const std::uint32_t child = record.child_in(lane(leaf));
+    record.reused = record.children[child].count;
+    std::uint32_t place = 0;
+    for (std::uint32_t i = 0; i < k; ++i) {
+      if (record.child_of[i] == child) record.values[place++] = record.values[i];
     }
-  } catch (...) {
-    copies_.resize(copied);
-    throw;
+    record.values.resize(place);
+    record.simulation = simulation;
   }
-
-  Visit own{0, 0.0};
-  Visit path{0, 0.0};
-  const auto sample = [&](Text text, double value, std::uint32_t child, std::uint32_t source) {
-    text.owner = nullptr;
-    samples_.push_back({text, value, leaf, first_child + child, source});
-    if (params_.mode == Mode::value) return;
-    own = {own.N + 1, own.W + value};
-    if (source == kNone) path = {path.N + 1, path.W + value};
-  };
-  if (reused > 0) {
-    const std::uint32_t above = cold_[links_[leaf].parent].first_completion;
-    for (std::uint32_t i = above, place = 0; place < reused; ++i) {
-      if (samples_[i].child != leaf) continue;
-      sample(samples_[i].text.rest(cold_[leaf].line_length), samples_[i].value, split.child_of[place], i);
-      ++place;
-    }
-  }
-  auto copy = copies_.begin() + static_cast<std::ptrdiff_t>(copied);
-  for (std::size_t i = reused; i < split.texts.size(); ++i) {
-    Text text = split.texts[i];
-    text_bytes_ += text.size + 1;
-    if (text.owner == nullptr) {
-      text.data = (copy++)->data();
-    } else {
-      owners_.push_back(text.owner);
-    }
-    sample(text, completions[i - reused], split.child_of[i], kNone);
-  }
+  record.values.insert(record.values.end(), completions.begin(), completions.end());
+  record.child_of = split.child_of;
+  record.texts.assign(split.texts.begin() + record.reused, split.texts.end());
+  record.children.clear();
   for (std::size_t i = 0; i < split.children.size(); ++i) {
     const Split::Child& child = split.children[i];
-    Stats stats;
-    if (params_.mode == Mode::value) {
-      stats.V = children[i];
-      stats.N = child.count;
-      for (std::uint32_t time = 0; time < child.count; ++time) stats.W += stats.V;
-      own = {own.N + stats.N, own.W + stats.W};
-    }
-    stats_.push_back(stats);
-    links_.push_back({leaf, kNone, 0, static_cast<std::uint8_t>(child.terminal ? kTerminal : 0)});
-    cold_.push_back({first_completion + child.completion, child.line_length, kNone, kNone});
+    record.children.push_back({child.line_length, child.count, child.completion, child.terminal, false,
+                               format_.scored ? children[i] : 0.0});
   }
-  links_[leaf].first_child = first_child;
-  links_[leaf].children = static_cast<std::uint16_t>(split.children.size());
-  links_[leaf].flags |= kExpanded;
-  cold_[leaf].first_completion = first_completion;
-  cold_[leaf].simulation = simulation;
-  prune(leaf);
-  return {own, params_.mode == Mode::value ? own : path};
-}
+  choose_visible(record);
 
-void Tree::prune(NodeId node) {
-  std::vector<NodeId> order(links_[node].children);
-  std::iota(order.begin(), order.end(), links_[node].first_child);
-  std::stable_sort(order.begin(), order.end(), [&](NodeId a, NodeId b) { return stats_[a].V > stats_[b].V; });
-  order.resize(std::min<std::size_t>(order.size(), params_.num_decisions));
-  for (NodeId child : order) links_[child].flags |= kVisible;
-}
-
-void Tree::back_up(NodeId node, Visit own, Visit path) {
-  const auto add = [](Stats& stats, Visit visit) {
-    stats.N += visit.N;
-    stats.W += visit.W;
-    stats.V = stats.W / stats.N;
-  };
-  add(stats_[node], own);
-  while ((node = links_[node].parent) != kNone) add(stats_[node], path);
-}
-
-Visit Tree::terminal_visit(NodeId node) const {
-  const Stats& stats = stats_[node];
-  return {1, stats.N == 0 ? samples_[cold_[node].source].value : stats.V};
-}
-
-std::string Tree::line(NodeId node) const {
-  const Cold& cold = cold_[node];
-  return cold.source == kNone ? copies_.front() : samples_[cold.source].text.first(cold.line_length);
-}
-
-std::string Tree::state(NodeId node) const {
-  std::vector<NodeId> path;
-  for (NodeId up = node; up != kNone; up = links_[up].parent) path.push_back(up);
-  std::string state;
-  for (auto up = path.rbegin(); up != path.rend(); ++up) state += line(*up);
-  return state;
-}
-
-TreeView Tree::view() const {
-  struct Entry {
-    NodeId node;
-    std::uint32_t parent;
-    std::uint32_t depth;
-  };
-  TreeView view;
-  std::vector<std::uint32_t> row(size());
-  std::vector<NodeId> order;
-  std::vector<Entry> stack{{kRoot, kNone, 0}};
-  while (!stack.empty()) {
-    const Entry entry = stack.back();
-    stack.pop_back();
-    const NodeId node = entry.node;
-    const Stats& stats = stats_[node];
-    row[node] = static_cast<std::uint32_t>(view.nodes.size());
-    order.push_back(node);
-    view.nodes.push_back({entry.parent, entry.depth, cold_[node].simulation, stats.N, stats.W, stats.V,
-                          terminal(node), expanded(node), (links_[node].flags & kVisible) != 0, line(node)});
-    for (std::uint32_t child = links_[node].children; child-- > 0;) {
-      stack.push_back({links_[node].first_child + child, row[node], entry.depth + 1});
-    }
+  std::size_t copied = 0;
+  for (const Text& text : record.texts) copied += text.owner == nullptr ? text.size : 0;
+  reserve(1, record.texts.size());
+  texts_.reserve(copied);
+  append_record(record);
+  if ((code(leaf) & kFresh) != 0) rows_.W(leaf) = repeated(rows_.W(leaf), rows_.N(leaf));
+  const auto first_lane = static_cast<NodeId>(links_.size() << rows_.lane_shift());
+  open_expansion(leaf);
+  NodeId next_lane = first_lane;
+  for (const Record::Child& child : record.children) {
+    if (child.visible) set_lane(next_lane++, child);
   }
-  std::vector<std::uint32_t> sample_row(samples_.size());
-  for (NodeId node : order) {
-    if (!expanded(node)) continue;
-    for (std::uint32_t i = cold_[node].first_completion; i < cold_[node].first_completion + params_.k; ++i) {
-      const Sample& sample = samples_[i];
-      sample_row[i] = static_cast<std::uint32_t>(view.completions.size());
-      // A parent's completions stand before its children's.
-      view.completions.push_back({row[node], row[sample.child], sample.value, sample.text.str(),
-                                  sample.source == kNone ? kNone : sample_row[sample.source]});
+
+  Visits visits{{0, 0.0}, {0, 0.0}};
+  if (format_.scored) {
+    for (const Record::Child& child : record.children) {
+      visits.own = {visits.own.N + child.count, visits.own.W + repeated(child.score, child.count)};
     }
+    visits.path = visits.own;
+    return visits;
   }
-  return view;
+  for (std::uint32_t i = 0; i < k; ++i) {
+    visits.own = {visits.own.N + 1, visits.own.W + record.values[i]};
+    if (i >= record.reused) visits.path = {visits.path.N + 1, visits.path.W + record.values[i]};
+  }
+  return visits;
 }
 
-std::size_t Tree::bytes() const {
-  return sizeof(Tree) + stats_.size() * (sizeof(Stats) + sizeof(Links) + sizeof(Cold)) +
-         samples_.size() * sizeof(Sample) + owners_.size() * sizeof(void*);
+// The num_decisions children of highest first score, the earlier one of equals.
+void Tree::choose_visible(Record& record) const {
+  const auto count = static_cast<std::uint32_t>(record.children.size());
+  if (!format_.scored || count <= num_decisions_) {
+    for (std::uint32_t i = 0; i < count; ++i) record.children[i].visible = i < num_decisions_;
+    return;
+  }
+  std::vector<std::uint32_t> order(count);
+  for (std::uint32_t i = 0; i < count; ++i) order[i] = i;
+  std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
+    const double score_a = record.children[a].score;
+    const double score_b = record.children[b].score;
+    return score_a > score_b || (score_a == score_b && a < b);
+  });
+  for (std::uint32_t i = 0; i < num_decisions_; ++i) record.children[order[i]].visible = true;
 }
 
-std::size_t Tree::nodes_in_flight() const {
-  return static_cast<std::size_t>(
-      std::count_if(stats_.begin(), stats_.end(), [](const Stats& stats) { return stats.in_flight != 0; }));
+// A child that nothing was backed up through yet.
+void Tree::set_lane(NodeId node, const Record::Child& child) {
+  std::uint32_t code = kLeaf | (child.terminal ? kTerminal : 0) | lane(node);
+  double W = 0;
+  if (format_.scored) {
+    W = repeated(child.score, child.count);
+    if (!same_bits(W / child.count, child.score)) {
+      W = child.score;
+      code |= kFresh;
+    }
+    rows_.N(node) = child.count;
+  }
+  rows_.W(node) = W;
+  rows_.child(node) = code;
+}
+
+// Into what is reserved: the record of the next expansion, its texts and owners.
+void Tree::append_record(const Record& record) {
+  char* copies = nullptr;
+  for (const Text& text : record.texts) {
+    text_bytes_ += std::uint64_t{text.size} + 1;
+    if (text.owner != nullptr) {
+      owners_.push_back(text.owner);
+      continue;
+    }
+    char* const copy = texts_.take(text.size);
+    if (text.size > 0) std::copy(text.data, text.data + text.size, copy);
+    if (copies == nullptr) copies = copy;
+  }
+  const auto expansion = static_cast<std::uint32_t>(links_.size());
+  const std::size_t begin = (log_.size() + kRecordUnit - 1) / kRecordUnit * kRecordUnit;
+  cold_.push_back(static_cast<std::uint32_t>(begin / kRecordUnit));
+  const char* const end =
+      write_record(format_, expansion, record, copies, log_.data() + begin, text_references_);
+  log_.resize(static_cast<std::size_t>(end - log_.data()));
+  nodes_ += record.children.size();
 }
 
 }  // namespace restrl::search

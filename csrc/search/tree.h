@@ -1,37 +1,41 @@
 // One search tree: select, expand and back up, each usable alone.
 //
 // Concurrency: a Tree has no lock. Its forest calls it under the forest's mutex; nothing of it is shared
-// otherwise. `in_flight` is raised when a leaf is reserved and lowered when the reservation (VirtualLoss)
-// dies, on every path: answer, cancel, exception, destruction. With no reservation alive it is 0 at every
-// node.
+// otherwise but the arena's pool, which has its own. In-flight counts are raised when a leaf is reserved and
+// lowered when the reservation (VirtualLoss) dies, on every path: answer, cancel, exception, destruction.
+// With no reservation alive they are 0 at every node.
 //
-// Layout: indices, never pointers; one row per node in three arrays, by how often they are read.
+// Layout: indices, never pointers. climb.h draws the hot rows (a line per four visible children), record.h
+// the cold bytes; row e of each array belongs to expansion e, and expansion 0 stands above the root.
 //
-//   node        0 (root)      1          2          3          4     ...
-//   stats_    [ W V N fl ][ W V N fl ][ W V N fl ]  ...                      select, back up
-//   links_    [ parent, first_child, children, flags ]  ...                  select, back up
-//   cold_     [ source, line_length, first_completion, simulation ]  ...     states, results
-//                 |                        |
-//                 v                        v   (k rows of one expansion side by side)
-//   samples_  [ text, value, node, child, source ][ ... ][ ... ]
-//                 |
-//                 v
-//   the caller's str object (owner), or a copy in copies_; with reuse: inside the text of `source`
+//   expansion  0      1      2      3     ...
+//   lines_   [ 64 B ][ 64 B ][ 64 B ][ 64 B ] ...     W, N, child of the visible children       select, back
+//   up links_   [ 8 B  ][ 8 B  ][ 8 B  ][ 8 B  ] ...     next, up                                  select,
+//   back up flight_  [ 8 B  ][ 8 B  ][ 8 B  ][ 8 B  ] ...     O of the visible children; only if
+//   leaves_in_flight > 1 cold_    [ 4 B  ][ 4 B  ][ 4 B  ][ 4 B  ] ...     where its record begins
+//                       |
+//                       v
+//   log_     [ values, child_of, steps, text references | ... ]               states, results
+//                                              |
+//                                              v
+//              the caller's str object (owner), or a copy in texts_; with reuse: inside a text of the parent
 //
-// The children of a node lie side by side in the order of their first completion. A node's line is the
-// beginning of its source completion's text, so text is held once and a state is the lines on its path.
+// With k = 5 and up to four visible children an expansion of five nodes takes 64 + 8 + 4 + 60 = 136 bytes and
+// its texts (8 more with leaves in flight): 27.2 per node.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <span>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "search/arena.h"
+#include "search/climb.h"
 #include "search/params.h"
+#include "search/record.h"
 #include "search/text.h"
 #include "search/tree_data.h"
 
@@ -55,6 +59,7 @@ class VirtualLoss {
   void release() noexcept;
 
  private:
+  friend class Tree;
   Tree* tree_;
   NodeId leaf_;
   std::uint32_t own_;
@@ -63,13 +68,20 @@ class VirtualLoss {
 
 class Tree {
  public:
-  // `seed` and `stream` key the draws that break ties.
-  Tree(const SearchParams& params, std::uint64_t seed, std::uint64_t stream, std::string_view root_state);
+  // `seed` and `stream` key the draws that break ties. `walks`: for tests; one processor may know several.
+  Tree(const SearchParams& params, std::uint64_t seed, std::uint64_t stream, std::string_view root_state,
+       const Walks& walks = best_walks());
+
+  // The tree that `dump` was taken from, to the bit. Owners of its texts are the tree's from here on. Throws
+  // Error with the expansion's number if it is none that a tree with these parameters can have, LimitError,
+  // bad_alloc.
+  Tree(const SearchParams& params, std::uint64_t seed, std::uint64_t stream, const TreeDump& dump,
+       const Walks& walks = best_walks());
   Tree(const Tree&) = delete;
   Tree& operator=(const Tree&) = delete;
 
-  // The leaf or terminal node that simulation number `simulation` comes to.
-  NodeId select(std::uint32_t simulation) const;
+  // The leaf or terminal node that simulation number `simulation` comes to, and its depth (root: 0).
+  NodeId select(std::uint32_t simulation, std::uint32_t* depth = nullptr) const;
 
   // How many completions `leaf` inherits: those of its parent that lead to it (0 without reuse and at the
   // root). inherit() appends what follows their first steps to `texts`, in the parent's order; texts stay
@@ -77,83 +89,101 @@ class Tree {
   std::uint32_t inherited(NodeId leaf) const;
   void inherit(NodeId leaf, std::vector<Text>& texts) const;
 
-  // Gives `leaf` its completions and children and returns what is to be backed up from it. `split` holds the
-  // inherited completions first, then those drawn; `completions` are the values of the drawn ones, `children`
-  // in value mode those of the children. Of the drawn texts, those with an owner stay where they are and the
-  // tree has their owners from here on (take_owners()); the others are copied. Throws LimitError or
-  // bad_alloc, leaving the tree as it was. Answers must fit (Forest::fulfil checks them).
+  // Gives `leaf` its completions and children and returns what is to be backed up from it, which must be done
+  // before anything else. `split` holds the inherited completions first, then those drawn; `completions` are
+  // the values of the drawn ones, `children` in value mode those of the children. Of the drawn texts, those
+  // with an owner stay where they are and the tree has their owners from here on (take_owners()); the others
+  // are copied. Throws LimitError or bad_alloc, leaving the tree as it was. Answers must fit (Forest::fulfil
+  // checks them).
   Visits expand(NodeId leaf, std::uint32_t simulation, const Split& split,
                 std::span<const double> completions, std::span<const double> children);
 
-  // Adds `own` to `node` and `path` to all its ancestors and recomputes their V.
+  // Adds `own` to `node` and `path` to all its ancestors; with `loss`, which must be that node's, its virtual
+  // loss is released in the same walk.
   void back_up(NodeId node, Visit own, Visit path);
+  void back_up(NodeId node, Visit own, Visit path, VirtualLoss&& loss);
 
   // What one visit of a terminal node adds: its value the first time (the score of the program it is), V
-  // later.
+  // later. Throws LimitError.
   Visit terminal_visit(NodeId node) const;
 
   // The owners of the texts held by reference; whoever destroys the tree lets go of them afterwards.
-  std::vector<void*> take_owners() { return std::exchange(owners_, {}); }
+  std::vector<void*> take_owners();
 
-  bool terminal(NodeId node) const { return links_[node].flags & kTerminal; }
-  bool expanded(NodeId node) const { return links_[node].flags & kExpanded; }
-  std::uint32_t visits(NodeId node) const { return stats_[node].N; }
-  std::uint32_t in_flight(NodeId node) const { return stats_[node].in_flight; }
-  std::size_t size() const { return stats_.size(); }
+  bool terminal(NodeId node) const { return (code(node) & (kLeaf | kTerminal)) == (kLeaf | kTerminal); }
+  bool expanded(NodeId node) const { return (code(node) & kLeaf) == 0; }
+  std::uint32_t visits(NodeId node) const { return rows_.N(node); }
+  std::uint32_t in_flight(NodeId node) const;
+  // Child number `child` of an expanded node; kNone if it is not visible.
+  NodeId child(NodeId node, std::uint32_t child) const;
+  std::size_t size() const { return nodes_; }
   std::string state(NodeId node) const;
   std::size_t text_bytes() const { return text_bytes_; }  // of root and completions, reused ones not counted
-  std::size_t bytes() const;                              // memory besides text
+  std::size_t bytes() const;                              // memory besides text, without room to grow
   TreeView view() const;
+  TreeDump dump() const;
 
   // Nodes whose in-flight count is not 0: none in a tree at rest.
   std::size_t nodes_in_flight() const;
 
+  // Asks the processor for what the next selection reads first.
+  void prefetch() const;
+
  private:
   friend class VirtualLoss;
-  enum Flags : std::uint8_t { kTerminal = 1, kExpanded = 2, kVisible = 4 };
 
-  struct Stats {
-    double W = 0;
-    double V = 0;  // W / N as of the last back-up; a scored child's first score until then
-    std::uint32_t N = 0;
-    std::uint32_t in_flight = 0;  // visits of value 0 by reservations below or at this node
-  };
-  struct Links {
-    NodeId parent = kNone;
-    NodeId first_child = kNone;
-    std::uint16_t children = 0;
-    std::uint8_t flags = 0;
-  };
-  struct Cold {
-    std::uint32_t source = kNone;  // completion whose text begins with this node's line; kNone: the root
-    std::uint32_t line_length = 0;
-    std::uint32_t first_completion = kNone;
-    std::uint32_t simulation = kNone;
-  };
-  struct Sample {
-    Text text;  // no owner: that is in owners_
-    double value;
-    NodeId node;
-    NodeId child;
-    std::uint32_t source;  // sample it was reused from, or kNone
-  };
-  static_assert(sizeof(Stats) == 24 && sizeof(Links) == 12 && sizeof(Cold) == 16 && sizeof(Sample) == 48);
+  // Records begin at multiples of this in log_, so that 32 bits address 16 GiB of them.
+  static constexpr std::size_t kRecordUnit = 4;
 
-  double uct(NodeId child, double log_parent_visits) const;
-  std::string line(NodeId node) const;
-  void prune(NodeId node);
-  void reserve(std::size_t children, const Split& split);
+  // Most visits of the root; the walks add up to 65535 in flight and must stay below 2^31.
+  static constexpr std::uint32_t kMostVisits = 0x7fff0000;
 
-  SearchParams params_;
-  std::uint64_t seed_;
-  std::uint64_t stream_;
-  std::vector<Stats> stats_;
-  std::vector<Links> links_;
-  std::vector<Cold> cold_;
-  std::vector<Sample> samples_;
-  std::deque<std::string> copies_;  // the root's state, and texts without an owner
-  std::vector<void*> owners_;
-  std::size_t text_bytes_;
+  // A reservation's visits; with leaves_in_flight = 1 it is noted here instead of at every node.
+  struct Reservation {
+    NodeId leaf = kNone;
+    std::uint32_t own = 0;
+    std::uint32_t path = 0;
+  };
+
+  std::uint32_t code(NodeId node) const { return rows_.child(node); }
+  std::uint32_t expansion_of(NodeId node) const { return node >> rows_.lane_shift(); }
+  std::uint32_t lane(NodeId node) const { return node & ((1U << rows_.lane_shift()) - 1); }
+  double W(NodeId node) const;
+  double V(NodeId node) const;
+  void check_room(std::uint32_t visits) const;
+  void fly(const Reservation& reservation, std::int32_t sign);
+  void reserve(std::size_t expansions, std::size_t completions);
+  void open_expansion(NodeId node);
+  void set_lane(NodeId node, const Record::Child& child);
+  void choose_visible(Record& record) const;
+  void append_record(const Record& record);
+  void read(std::uint32_t expansion, Record& record) const;
+  Text completion(std::uint32_t expansion, std::uint32_t index) const;
+  NodeId lane_of_child(std::uint32_t expansion, const Record& record, std::uint32_t child) const;
+  void read_dump(const TreeDump& dump, std::size_t x, std::size_t child, std::size_t text,
+                 Record& record) const;
+  void load_lane(NodeId node, const TreeDump::Child& child, std::uint32_t count, std::size_t x);
+
+  const std::uint32_t num_decisions_;
+  const bool alone_;  // leaves_in_flight = 1
+  const std::uint64_t seed_;
+  const std::uint64_t stream_;
+  const Walks* const walks_;
+  const RecordFormat format_;
+  Rows rows_;
+  Array<Line> lines_;
+  Array<Link> links_;
+  Array<std::uint16_t> flight_;
+  Array<std::uint32_t> cold_;  // in units of kRecordUnit
+  Array<char> log_;
+  Array<void*> owners_;
+  TextStore texts_;
+  Reservation reservation_;
+  Record scratch_;  // of expand(), whose vectors keep their memory
+  std::string_view root_state_;
+  std::size_t nodes_ = 1;
+  std::uint64_t text_bytes_;
+  std::uint64_t text_references_ = 0;  // bytes of log_ that belong to texts
 };
 
 }  // namespace restrl::search

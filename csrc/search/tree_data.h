@@ -14,6 +14,9 @@ using NodeId = std::uint32_t;
 inline constexpr NodeId kRoot = 0;
 inline constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();
 
+// Magnitude of a score at most, so that no sum of them overflows.
+inline constexpr double kLargestScore = 1e200;
+
 // What an answer says: one value per completion drawn (reused ones keep theirs), in value mode one per child.
 struct Scores {
   std::vector<double> completions;

@@ -20,6 +20,7 @@ SearchParams small(Mode mode) {
   params.k = 3;
   params.num_decisions = 2;
   params.ties = Ties::first;
+  params.leaves_in_flight = 8;
   return params;
 }
 
@@ -59,6 +60,9 @@ void test_params() {
   params.c = std::numeric_limits<double>::quiet_NaN();
   CHECK_THROWS(ParamError, "c = nan", params.validate());
   params = {};
+  params.c = 1e101;
+  CHECK_THROWS(ParamError, "c = 1e+101", params.validate());
+  params = {};
   params.eps = 0;
   CHECK_THROWS(ParamError, "eps = 0", params.validate());
   CHECK_THROWS(ParamError, "mode", parse_mode("train"));
@@ -81,20 +85,23 @@ void test_collect_by_hand() {
 
   // Both visible children are unvisited: first come. A virtual loss on the first sends the next to the
   // second.
-  CHECK(tree.select(1) == 1);
-  CHECK(tree.state(1) == "root\na\n");
+  const NodeId a = tree.child(kRoot, 0);
+  const NodeId c = tree.child(kRoot, 1);
+  CHECK(tree.child(kRoot, 2) == kNone);  // not visible
+  CHECK(tree.select(1) == a);
+  CHECK(tree.state(a) == "root\na\n");
   {
-    VirtualLoss loss(tree, 1, 3, 3);
-    CHECK(tree.in_flight(1) == 3 && tree.in_flight(kRoot) == 3 && tree.nodes_in_flight() == 2);
-    CHECK(tree.select(1) == 2 && tree.terminal(2));
+    VirtualLoss loss(tree, a, 3, 3);
+    CHECK(tree.in_flight(a) == 3 && tree.in_flight(kRoot) == 3 && tree.nodes_in_flight() == 2);
+    CHECK(tree.select(1) == c && tree.terminal(c));
   }
   CHECK(tree.nodes_in_flight() == 0);
 
   // The terminal node takes the reward of the completion it is, then its V.
   for (int times = 1; times <= 2; ++times) {
-    const Visit once = tree.terminal_visit(2);
+    const Visit once = tree.terminal_visit(c);
     CHECK(once.N == 1 && once.W == 1.0);
-    tree.back_up(2, once, once);
+    tree.back_up(c, once, once);
   }
   view = tree.view();
   CHECK(view.nodes[2].N == 2 && view.nodes[2].W == 2.0 && view.nodes[0].N == 5 && view.nodes[0].W == 3.75);
@@ -111,29 +118,31 @@ void test_reuse_by_hand(LossRule rule) {
   const Sampled first{{"a\nb\nx", "a", "a\nc", "d\ne"}};
   Visits visits = tree.expand(kRoot, 0, first.split, std::vector{0.5, 0.25, 0.125, 1.0}, {});
   tree.back_up(kRoot, visits.own, visits.path);
-  CHECK(tree.inherited(kRoot) == 0 && tree.inherited(1) == 3 && tree.inherited(2) == 1);
+  const NodeId a = tree.child(kRoot, 0);
+  CHECK(tree.inherited(kRoot) == 0 && tree.inherited(a) == 3 && tree.inherited(tree.child(kRoot, 1)) == 1);
   const double before = tree.view().nodes[0].V;
   {
-    const VirtualLoss loss(tree, 1, 4, 1);
-    CHECK(tree.in_flight(1) == 4 && tree.in_flight(kRoot) == 1);
+    const VirtualLoss loss(tree, a, 4, 1);
+    CHECK(tree.in_flight(a) == 4 && tree.in_flight(kRoot) == 1);
   }
   Sampled second{{"b\ny"}};
   Split split;
-  tree.inherit(1, split.texts);
+  tree.inherit(a, split.texts);
   CHECK(split.texts.size() == 3 && split.texts[0].str() == "b\nx\n" && split.texts[1].str() == "\n");
   split.texts.push_back(second.split.texts[0]);
   split_texts(split, params.step_ends);
   CHECK(split.children.size() == 3 && split.children[0].count == 2 && split.children[1].terminal);
-  visits = tree.expand(1, 1, split, std::vector{0.0625}, {});
+  visits = tree.expand(a, 1, split, std::vector{0.0625}, {});
   CHECK(visits.own.N == 4 && visits.own.W == 0.5 + 0.25 + 0.125 + 0.0625);
   CHECK(visits.path.N == 1 && visits.path.W == 0.0625);
-  tree.back_up(1, visits.own, visits.path);
+  tree.back_up(a, visits.own, visits.path);
   const TreeView view = tree.view();
   CHECK(view.nodes[0].N == 5 && view.nodes[0].W == 1.875 + 0.0625 && view.nodes[0].V != before);
   CHECK(view.nodes[1].N == 4 && view.completions.size() == 8);
   CHECK(view.completions[4].source == 0 && view.completions[6].source == 2);
   CHECK(view.completions[7].source == kNone && view.completions[7].text == "b\ny\n");
-  CHECK(tree.inherited(3) == 2 && tree.state(3) == "a\nb\n");  // a reused sample serves on
+  const NodeId ab = tree.child(a, 0);
+  CHECK(tree.inherited(ab) == 2 && tree.state(ab) == "a\nb\n");  // a reused sample serves on
 }
 
 void test_value_by_hand() {
@@ -149,7 +158,7 @@ void test_value_by_hand() {
   const double log_visits = std::log(3.0);
   const double a = 0.1 + 0.1 * std::sqrt((1 + log_visits) / (0.1 + 2));
   const double d = 0.6 + 0.1 * std::sqrt((1 + log_visits) / (0.1 + 1));
-  CHECK(d > a && tree.select(1) == 2);
+  CHECK(d > a && tree.select(1) == tree.child(kRoot, 1));
 }
 
 void test_seeded_ties_are_spread_and_repeat() {
@@ -160,14 +169,15 @@ void test_seeded_ties_are_spread_and_repeat() {
   const Sampled sampled{{"a\nx", "b\nx", "c\nx"}};
   const Visits visits = tree.expand(kRoot, 0, sampled.split, std::vector{0.0, 0.0, 0.0}, {});
   tree.back_up(kRoot, visits.own, visits.path);
-  std::vector<int> hits(4);
+  std::vector<int> hits(3);
   for (std::uint32_t simulation = 0; simulation < 300; ++simulation) {
     const NodeId node = tree.select(simulation);
     CHECK(node == tree.select(simulation));
-    CHECK(node == 1 + draw(7, text_stream("key"), simulation, 0) % 3);
-    ++hits[node];
+    const std::uint64_t child = draw(7, text_stream("key"), simulation, 0) % 3;
+    CHECK(node == tree.child(kRoot, static_cast<std::uint32_t>(child)));
+    ++hits[child];
   }
-  CHECK(hits[1] > 60 && hits[2] > 60 && hits[3] > 60);
+  CHECK(hits[0] > 60 && hits[1] > 60 && hits[2] > 60);
 }
 
 }  // namespace

@@ -1,0 +1,64 @@
+// The walks of climb.h for processors with AVX2, chosen at run time; the only file compiled for them.
+#include <immintrin.h>
+
+#include "search/climb_walks.h"
+
+namespace restrl::search {
+namespace {
+
+alignas(32) constexpr std::int64_t kLane64[4][4] = {
+    {-1, 0, 0, 0}, {0, -1, 0, 0}, {0, 0, -1, 0}, {0, 0, 0, -1}};
+alignas(16) constexpr std::int32_t kLane32[4][4] = {
+    {-1, 0, 0, 0}, {0, -1, 0, 0}, {0, 0, -1, 0}, {0, 0, 0, -1}};
+
+struct Avx2Lanes {
+  using Values = __m256d;
+  static Values load(const double* values) { return _mm256_load_pd(values); }
+
+  // The line is read and written whole: a store of one lane would hold up the load of four that follows.
+  static void add(Line& line, std::uint32_t lane, std::uint32_t N, double W) {
+    const __m256d sums = _mm256_load_pd(line.W);
+    const __m256d mask = _mm256_load_pd(reinterpret_cast<const double*>(kLane64[lane]));
+    _mm256_store_pd(line.W, _mm256_blendv_pd(sums, _mm256_add_pd(sums, _mm256_set1_pd(W)), mask));
+    const __m128i counts = _mm_load_si128(reinterpret_cast<const __m128i*>(line.N));
+    const __m128i lane32 = _mm_load_si128(reinterpret_cast<const __m128i*>(kLane32[lane]));
+    const __m128i more = _mm_and_si128(_mm_set1_epi32(static_cast<int>(N)), lane32);
+    _mm_store_si128(reinterpret_cast<__m128i*>(line.N), _mm_add_epi32(counts, more));
+  }
+
+  static Values uct(const Rows& rows, std::uint32_t line, double ratio) {
+    const Line& row = rows.lines[line];
+    const __m256d W = _mm256_load_pd(row.W);
+    const __m128i N = _mm_load_si128(reinterpret_cast<const __m128i*>(row.N));
+    // Visits stay below 2^31 (Tree::expand), so that the signed conversion is right.
+    const __m256d seen = _mm256_cvtepi32_pd(N);
+    __m256d expected = seen;
+    if (rows.flight != nullptr) {
+      const __m128i O =
+          _mm_loadl_epi64(reinterpret_cast<const __m128i*>(rows.flight + 4 * std::size_t{line}));
+      expected = _mm256_cvtepi32_pd(_mm_add_epi32(N, _mm_cvtepu16_epi32(O)));
+    }
+    const __m256d divisor = _mm256_max_pd(rows.unobserved ? seen : expected, _mm256_set1_pd(1.0));
+    const __m256d V = _mm256_div_pd(W, divisor);
+    const __m256d spread =
+        _mm256_div_pd(_mm256_set1_pd(ratio), _mm256_add_pd(_mm256_set1_pd(rows.eps), expected));
+    return _mm256_add_pd(V, _mm256_mul_pd(_mm256_set1_pd(rows.c), _mm256_sqrt_pd(spread)));
+  }
+
+  static __m256d spread_largest(Values values) {
+    const __m256d pairs = _mm256_max_pd(values, _mm256_permute2f128_pd(values, values, 1));
+    return _mm256_max_pd(pairs, _mm256_permute_pd(pairs, 5));
+  }
+  static double largest(Values values) { return _mm256_cvtsd_f64(spread_largest(values)); }
+
+  static std::uint32_t equal(Values values, double value) {
+    const __m256d same = _mm256_cmp_pd(values, _mm256_set1_pd(value), _CMP_EQ_OQ);
+    return static_cast<std::uint32_t>(_mm256_movemask_pd(same));
+  }
+};
+
+}  // namespace
+
+const Walks kAvx2Walks{"avx2", &climb<Avx2Lanes>, &next<Avx2Lanes>, &pick<Avx2Lanes>};
+
+}  // namespace restrl::search
