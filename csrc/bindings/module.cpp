@@ -2,7 +2,8 @@
 #include "register.h"
 
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
-  m.doc() = "Native core of restrl: the forest of search trees and the sandbox set-up.";
+  m.doc() = "Native core of restrl: the forest of search trees, its benchmark and the sandbox set-up.";
   restrl::register_search(m);
   restrl::register_sandbox(m);
+  restrl::register_bench(m);
 }
