@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from restrl.policy.batch import TokenScorer
 
 
 @dataclass(frozen=True)
@@ -68,4 +71,43 @@ class Policy(Protocol):
 
     def complete(self, requests: list[Prompt], n: int, sampling: Sampling) -> list[list[Completion]]:
         """`n` completions for each request, in order; sample i depends on (seed, key, i) alone."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """`n` completions of a prompt, each cut at these stop strings."""
+
+    prompt: Prompt
+    n: int
+    stop: tuple[str, ...] = ()
+
+
+class CompletionStream(Protocol):
+    """A running batch that requests join and leave."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether completions are under way."""
+        ...
+
+    @property
+    def hungry(self) -> bool:
+        """Whether more requests than it has would find a place."""
+        ...
+
+    def advance(self, asks: list[Ask]) -> list[tuple[Ask, list[Completion]]]:
+        """Take these in, decode until some are answered, and return those.
+
+        What runs together follows from the sequence of these calls alone.
+        """
+        ...
+
+
+@runtime_checkable
+class StreamingPolicy(Policy, Protocol):
+    """A policy whose running batch can be joined: no row waits for the longest completion of a batch."""
+
+    def stream(self, sampling: Sampling, token_scorer: TokenScorer | None = None) -> CompletionStream:
+        """An empty batch; every completion is what `complete` gives. sampling.stop gives way to Ask.stop."""
         ...

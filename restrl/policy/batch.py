@@ -21,7 +21,7 @@ TokenScorer = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(`[R, H]` final-norm state before each token, `[R]` ids, `[R]` log-probs at T = 1) -> `[R]` scores <= 0."""
 
 _LEAVE = 16  # finished rows leave the batch once they are 1/16 of it
-_JOIN = 4  # waiting rows join once 1/4 of the places are free: reading prompts in larger groups is cheaper
+_JOIN = 8  # waiting rows join once 1/8 of the rows have ended: reading prompts in larger groups is cheaper
 
 
 @dataclass
@@ -31,6 +31,9 @@ class Request:
     scored   first token of the prompt that belongs to the program (never token 0, which no state precedes);
              len(ids) where the prompt holds none
     limit    tokens each sample may have
+    stop     strings that end a completion
+    owner    what the request is a part of
+    done     the samples that have ended
     """
 
     prompt: Prompt
@@ -39,12 +42,17 @@ class Request:
     limit: int
     first: int
     copies: int
+    stop: tuple[str, ...]
+    owner: int = 0
     prefix_score: float = 0.0
-    done: list[Completion | None] = field(default_factory=list)
+    done: dict[int, Completion] = field(default_factory=dict)
 
 
 class Batch:
-    """Up to `max_rows` rows of one engine. Arrays have one place per row: `[rows]` or `[rows, T]`."""
+    """Up to `lines` rows of one engine. Arrays have one place per row: `[rows]` or `[rows, T]`.
+
+    Which rows run together follows from the requests and from when they came alone, never from the clock.
+    """
 
     def __init__(
         self,
@@ -53,10 +61,12 @@ class Batch:
         sampling: Sampling,
         *,
         ends: frozenset[int],
-        max_rows: int,
+        lines: int,
+        width: int,
         device: torch.device,
         scorer: TokenScorer | None,
     ) -> None:
+        """At most `lines` rows at once, of `width` tokens. `sampling.stop` does not count here."""
         self.engine, self.codec, self.sampling, self.scorer, self.device = (
             engine,
             codec,
@@ -64,44 +74,76 @@ class Batch:
             scorer,
             device,
         )
-        self.max_rows = max_rows
         self._is_end = np.zeros(codec.vocab, dtype=bool)
         self._is_end[[i for i in ends if i < codec.vocab]] = True
-        self._may_stop = codec.enders(sampling.stop) if sampling.stop else np.zeros(codec.vocab, dtype=bool)
-        self._window = max((len(stop.encode()) for stop in sampling.stop), default=0) + 4
+        self._kinds: dict[tuple[str, ...], int] = {}  # stop strings -> line of the table below
+        self._may_stop = np.zeros((0, codec.vocab), dtype=bool)  # ids that a stop string may end in
         self._rows: list[tuple[Request, int]] = []
         self._places = np.zeros(0, np.int64)  # row -> line of the buffers below
         self._counts = np.zeros(0, np.int64)
         self._limits = np.zeros(0, np.int64)
+        self._kind = np.zeros(0, np.int64)
         self._alive = np.zeros(0, dtype=bool)
         self._tokens = torch.zeros(0, dtype=torch.long, device=device)
-
-    def run(self, requests: Sequence[Request]) -> None:
-        """Fill `done` of all requests."""
-        waiting = deque(requests)
-        width = max((r.limit for r in requests), default=0)
-        lines = min(self.max_rows, sum(r.copies for r in requests))
         self._free = list(range(lines))
         self._ids = np.zeros((lines, width), np.int64)
         self._logs = np.zeros((lines, width), np.float32)
         self._scores = np.zeros((lines, width), np.float32) if self.scorer else None
         self._uniforms = np.zeros((lines, width), np.float64)
-        while waiting or self._rows:
-            if not self._rows or (self.engine.joins and len(self._free) * _JOIN >= lines):
-                self._join(waiting)
-            if self._rows:
-                self._advance(*self.engine.step(self._tokens))
-            self._leave()
+        self._waiting: deque[Request] = deque()
+        self._ended: list[Request] = []
 
-    def _join(self, waiting: deque[Request]) -> None:
+    @property
+    def busy(self) -> bool:
+        """Whether rows are running or waiting."""
+        return bool(self._rows or self._waiting)
+
+    @property
+    def hungry(self) -> bool:
+        """Whether more requests would find a place at the next call of `advance`."""
+        if self._rows and not self.engine.joins:
+            return False
+        ended = len(self._rows) - int(self._alive.sum())
+        return len(self._free) + ended > sum(request.copies for request in self._waiting)
+
+    def advance(self, requests: Sequence[Request]) -> list[Request]:
+        """Let requests of at most `lines` samples join; decode until some have ended, and return those.
+
+        It returns when an eighth of the rows that ran at its start, or after the last join, have ended, and
+        at least one request; or when no row is left.
+        """
+        self._waiting.extend(requests)
+        self._join()
+        before = int(self._alive.sum())
+        while self._rows:
+            if (before - int(self._alive.sum())) * _JOIN >= before:
+                if self._ended:
+                    break
+                self._join()
+                before = int(self._alive.sum())
+            self._advance(*self.engine.step(self._tokens))
+            self._leave(_LEAVE)
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _join(self) -> None:
         """Read the prompts of as many waiting requests as there are places, and draw their first tokens."""
-        joining: list[Request] = []
-        room = len(self._free)
-        while waiting and waiting[0].copies <= room:
-            joining.append(waiting.popleft())
-            room -= joining[-1].copies
-        if not joining:
+        if self._rows and not self.engine.joins:
             return
+        while self._waiting:
+            self._leave(len(self._rows) + 1)
+            joining: list[Request] = []
+            room = len(self._free)
+            while self._waiting and self._waiting[0].copies <= room:
+                joining.append(self._waiting.popleft())
+                room -= joining[-1].copies
+            if not joining:
+                return
+            self._read(sorted(joining, key=lambda r: -len(r.ids)))
+            if self._rows:
+                return
+
+    def _read(self, joining: list[Request]) -> None:
         starts = [Start(r.ids, r.copies, r.scored if self.scorer else len(r.ids)) for r in joining]
         read = self.engine.read(starts, max(r.limit for r in joining))
         if self.scorer:
@@ -118,6 +160,7 @@ class Batch:
         self._places = np.concatenate((self._places, places))
         self._counts = np.concatenate((self._counts, np.zeros(new, np.int64)))
         self._limits = np.concatenate((self._limits, [r.limit for r, _ in rows]))
+        self._kind = np.concatenate((self._kind, [self._kind_of(r.stop) for r, _ in rows]))
         self._alive = np.concatenate((self._alive, np.ones(new, dtype=bool)))
         self._tokens = torch.cat((self._tokens, self._tokens.new_zeros(new)))
         repeat = torch.repeat_interleave(
@@ -125,7 +168,14 @@ class Batch:
             torch.tensor([r.copies for r in joining], device=self.device),
         )
         self._advance(read.hidden[repeat], read.logits[repeat], len(self._rows) - new)
-        self._leave()
+        self._leave(_LEAVE)
+
+    def _kind_of(self, stop: tuple[str, ...]) -> int:
+        if stop not in self._kinds:
+            self._kinds[stop] = len(self._kinds)
+            ids = self.codec.enders(stop) if stop else np.zeros(self.codec.vocab, dtype=bool)
+            self._may_stop = np.vstack((self._may_stop, ids))
+        return self._kinds[stop]
 
     def _score_prefixes(
         self, joining: list[Request], starts: list[Start], scored: list[tuple[Tensor, Tensor]]
@@ -158,7 +208,7 @@ class Batch:
             self._scores[at] = self.scorer(hidden, drawn, logs).float().cpu().numpy()[alive]
         self._counts[start:] += alive
         ended = self._is_end[tokens] & alive
-        stopped = self._may_stop[tokens] & alive & ~ended
+        stopped = self._may_stop[self._kind[start:], tokens] & alive & ~ended
         for row in np.flatnonzero(stopped):
             stopped[row] = self._stops_here(start + int(row))
         full = (self._counts[start:] >= self._limits[start:]) & alive
@@ -169,17 +219,17 @@ class Batch:
         """Whether a stop string ends in the row's last token."""
         request, _ = self._rows[row]
         count = int(self._counts[row])
-        begin = max(0, count - self._window)
+        begin = max(0, count - 4 - max(len(stop.encode()) for stop in request.stop))
         ids = self._ids[self._places[row], begin:count].tolist()
         state = request.prompt.state if begin == 0 else ""
-        return cut_at_stop(self.codec.decode(ids, request.ids), self.sampling.stop, state)[1]
+        return cut_at_stop(self.codec.decode(ids, request.ids), request.stop, state)[1]
 
     def _finish(self, row: int, finish: Literal["eos", "stop", "length"]) -> None:
         request, sample = self._rows[row]
         place, count = self._places[row], int(self._counts[row])
         ids = self._ids[place, :count].copy()
         text = self.codec.decode(ids[:-1].tolist() if finish == "eos" else ids.tolist(), request.ids)
-        text, stopped = cut_at_stop(text, self.sampling.stop, request.prompt.state)
+        text, stopped = cut_at_stop(text, request.stop, request.prompt.state)
         request.done[sample] = Completion(
             text=text,
             token_ids=ids,
@@ -190,11 +240,13 @@ class Batch:
             prefix_score=request.prefix_score,
         )
         self._alive[row] = False
+        if len(request.done) == request.copies:
+            self._ended.append(request)
 
-    def _leave(self) -> None:
-        """Drop finished rows, once they are enough: the last rows move to their places."""
+    def _leave(self, share: int) -> None:
+        """Drop finished rows once they are 1 / share of all: the last rows move to their places."""
         dead = len(self._rows) - int(self._alive.sum())
-        if dead == 0 or dead * _LEAVE < len(self._rows):
+        if dead == 0 or dead * share < len(self._rows):
             return
         kept = len(self._rows) - dead
         rows = np.arange(kept)
@@ -204,6 +256,7 @@ class Batch:
         self._rows = [self._rows[i] for i in rows]
         self._places, self._counts = self._places[rows], self._counts[rows]
         self._limits, self._alive = self._limits[rows], self._alive[rows]
+        self._kind = self._kind[rows]
         index: Tensor = torch.from_numpy(rows).to(self.device)
         self._tokens = self._tokens[index]
         self.engine.select(index)
@@ -219,7 +272,8 @@ def split(request: Request, size: int) -> list[Request]:
             request.limit,
             first,
             min(size, request.copies - first),
-            done=[None] * min(size, request.copies - first),
+            request.stop,
+            request.owner,
         )
         for first in range(0, request.copies, size)
     ]

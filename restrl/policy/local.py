@@ -15,11 +15,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from restrl.errors import RestrlError
-from restrl.policy import Completion, Prompt, Sampling
-from restrl.policy.batch import Batch, Request, TokenScorer, split
+from restrl.policy import Ask, Completion, Prompt, Sampling
+from restrl.policy.batch import Batch, Request, TokenScorer
 from restrl.policy.codec import Codec
 from restrl.policy.engine import Engine, ModuleEngine, forward_with_states
 from restrl.policy.fast import FastEngine, supports
+from restrl.policy.stream import LocalStream
 from restrl.prompts import PromptFormat
 
 __all__ = ["LocalPolicy", "TokenScorer", "Trace"]
@@ -149,30 +150,41 @@ class LocalPolicy:
         what the context leaves; RestrlError for a prompt that leaves no room, and for bad sampling values.
         """
         _check_sampling(sampling, n)
-        copies = 1 if sampling.temperature == 0 else n
-        whole = [self._request(prompt, sampling, copies) for prompt in requests]
-        parts = [split(request, self.max_rows) for request in whole]
-        queue = sorted((part for group in parts for part in group), key=lambda r: -len(r.ids))
-        with self._evaluating():
-            batch = Batch(
-                self._engine(),
-                self.codec,
-                sampling,
-                ends=self.end_ids,
-                max_rows=self.max_rows,
-                device=self.device,
-                scorer=token_scorer,
-            )
-            batch.run(queue)
-        out = [[c for part in group for c in part.done if c is not None] for group in parts]
-        return [[group[0]] * n if copies < n else group for group in out]
+        lines = min(self.max_rows, n * len(requests))
+        stream = self._stream(sampling, token_scorer, lines)
+        asks = [Ask(prompt, n, sampling.stop) for prompt in requests]
+        found = dict(stream.advance(asks))
+        while stream.busy:
+            found.update(stream.advance([]))
+        return [found[ask] for ask in asks]
+
+    def stream(self, sampling: Sampling, token_scorer: TokenScorer | None = None) -> LocalStream:
+        """A running batch of up to max_rows rows, with the weights as they are now; see StreamingPolicy."""
+        _check_sampling(sampling, 1)
+        return self._stream(sampling, token_scorer, self.max_rows)
+
+    def _stream(self, sampling: Sampling, scorer: TokenScorer | None, lines: int) -> LocalStream:
+        width = sampling.max_new_tokens
+        batch = Batch(
+            self._engine(),
+            self.codec,
+            sampling,
+            ends=self.end_ids,
+            lines=lines,
+            width=width if self.context is None else min(width, self.context),
+            device=self.device,
+            scorer=scorer,
+        )
+        return LocalStream(batch, lambda ask: self._request(ask, sampling), self._evaluating, self.max_rows)
 
     def _engine(self) -> Engine:
         if self.fast and supports(self.model):
             return FastEngine(self.model)
         return ModuleEngine(self.model, self.context)
 
-    def _request(self, prompt: Prompt, sampling: Sampling, copies: int) -> Request:
+    def _request(self, ask: Ask, sampling: Sampling) -> Request:
+        prompt, copies = ask.prompt, 1 if sampling.temperature == 0 else ask.n
+        _check_sampling(dataclasses.replace(sampling, stop=ask.stop), ask.n)
         ids, ends = self.tokenize_with_offsets(prompt)
         limit = sampling.max_new_tokens
         if self.context is not None:
@@ -182,7 +194,9 @@ class LocalPolicy:
                 f"{prompt.key}: the prompt has {len(ids)} tokens and the model's context {self.context}, "
                 "which leaves no room for a completion; shorten it or take a model with a longer context"
             )
-        return Request(prompt, ids, max(1, _program_start(ends, prompt.answer_from)), limit, 0, copies)
+        return Request(
+            prompt, ids, max(1, _program_start(ends, prompt.answer_from)), limit, 0, copies, ask.stop
+        )
 
     @torch.no_grad()
     def trace(self, items: Sequence[tuple[Prompt, str | Sequence[int]]]) -> list[Trace]:

@@ -8,11 +8,13 @@ on its neighbours or on the batches it was answered in.
 """
 
 from restrl._core import SearchParams
+from restrl.search.drawer import Drawer
 from restrl.search.records import Evaluation, Expansion, Request, Root, Source, Timing
 from restrl.search.result import TreeCompletion, TreeNode, TreeResult, TreeStats, value_targets
 from restrl.search.schedule import grow, search
 
 __all__ = [
+    "Drawer",
     "Evaluation",
     "Expansion",
     "Request",

@@ -35,6 +35,7 @@ class Grove:
         self._roots = iter(roots)
         self._places = trees_in_flight
         self._live: dict[int, _Live] = {}
+        self.provided: list[Request] = []  # leaves that need no new completion
         self._open: dict[int, tuple[_Live, int]] = {}  # request -> its tree and simulation
         self._timing = timing
 
@@ -45,38 +46,45 @@ class Grove:
         self._timing.engine += time.perf_counter() - begin
 
     def select(self) -> list[Request]:
-        """Every leaf that can be expanded now and needs completions, over all trees; places are refilled."""
+        """Every leaf that can be expanded now and needs completions, over all trees; places are refilled.
+
+        Leaves that have all their completions from an ancestor wait for `expand`.
+        """
         with self._engine():
             for root in islice(self._roots, self._places - len(self._live)):
                 self._live[self.forest.add(root.key, root.state)] = _Live(root)
             leaves = self.forest.next(_ALL)
-        requests = []
+        requests: list[Request] = []
         for leaf in leaves:
-            live, simulation = self._live[leaf.tree], leaf.simulation
+            live, simulation, key = self._live[leaf.tree], leaf.simulation, self._live[leaf.tree].root.key
             self._open[leaf.id] = (live, simulation)
-            key = live.root.key
-            requests.append(Request(key, leaf.state, f"{key}/{simulation}", leaf.k, id=leaf.id))
+            request = Request(key, leaf.state, f"{key}/{simulation}", leaf.k, leaf.reused, leaf.id)
+            (requests if leaf.k else self.provided).append(request)
         return requests
 
     def expand(self, answered: Answered) -> list[Expansion]:
-        """Completions into the forest; what of them has to be scored."""
+        """Completions into the forest; what of them has to be scored, and of the leaves that needed none."""
         with self._engine():
             self.forest.fulfil(
                 [request.id for request, _ in answered],
                 completions=[[sample.text for sample in samples] for _, samples in answered],
             )
+            answered = [*answered, *((request, []) for request in self.provided)]
+            self.provided = []
             splits = [self.forest.expansion(request.id) for request, _ in answered]
         expansions = []
         for (request, samples), split in zip(answered, splits, strict=True):
             live, simulation = self._open.pop(request.id)
-            live.tokens[simulation] = [len(sample.token_ids) for sample in samples]
+            reused = split["reused"]
+            live.tokens[simulation] = [0] * reused + [len(sample.token_ids) for sample in samples]
             expansions.append(
                 Expansion(
                     key=request.key,
                     state=request.state,
                     seed_key=request.seed_key,
                     completions=samples,
-                    programs=split["programs"],
+                    reused=split["programs"][:reused],
+                    programs=split["programs"][reused:],
                     children=split["children"],
                     child_of=split["child_of"],
                     id=request.id,
@@ -111,17 +119,17 @@ class Grove:
     def _read(self, tree: int, live: _Live) -> TreeResult:
         view, counts = self.forest.view(tree), self.forest.stats(tree)
         nodes, rows, k = view["nodes"], [], self.params.k
-        for i, (node, child, value, text, _) in enumerate(view["completions"]):
-            # The k completions of a node stand side by side, in the order they were sampled.
+        for i, (node, child, value, text, source) in enumerate(view["completions"]):
+            # The k completions of a node stand side by side, the reused ones first.
             tokens = live.tokens[nodes[node][2]][i % k]
-            rows.append((node, child, value, text, tokens, -1))
+            rows.append((node, child, value, text, tokens, source))
         stats = TreeStats(
             simulations=counts["simulations"],
             expansions=counts["expansions"],
             terminal_visits=counts["terminal_visits"],
             completions=counts["completions"],
-            samples=counts["completions"],
-            reused=0,
+            samples=counts["samples"],
+            reused=counts["reused"],
             generated_tokens=sum(row[4] for row in rows),
             collisions=counts["collisions"],
         )

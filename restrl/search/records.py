@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from restrl.policy import Completion
@@ -41,7 +41,8 @@ class Expansion:
     programs     `[k]` whole programs of them: state + stripped completion + newline
     children     `[C]` states of the distinct children, in the order of their first completion; children that
                  only reused completions lead to are among them
-    child_of     `[k]` completion -> child
+    child_of     `[R + k]` completion -> child, the reused ones first
+    reused       `[R]` whole programs of the reused completions: an ancestor's, scored there
     id           of the request in the forest
     """
 
@@ -52,6 +53,7 @@ class Expansion:
     programs: list[str]
     children: list[str]
     child_of: list[int]
+    reused: list[str] = field(default_factory=list)
     id: int = 0
 
     @property

@@ -89,7 +89,8 @@ def grow(
     """Grows one tree per root and gives each as soon as it has finished.
 
     complete          one batch of requests over all trees -> `[len(batch)][k]` completions, cut at stops
-    source            instead of `complete`: a running batch that requests join and leave (`policy_source`)
+    source            is asked instead of `complete` if it is there: a running batch that requests join and
+                      leave (`Drawer.source`)
     evaluate          one batch of expansions over all trees -> their scores: verified rewards (collect mode),
                       value-model scores of completions and children (value), reward model's (outcome)
     leaves_in_flight  simulations of one tree under way at once; None keeps `params.leaves_in_flight`
@@ -130,11 +131,13 @@ def _run(grove: Grove, source: Source, scorer: _Scorer, timing: Timing) -> Gener
             answered = source.advance(requests)
             timing.generate += time.perf_counter() - begin
             timing.batches += 1
-        elif not scorer.open:  # every answer is in, so every tree under way has a leaf to expand
+        elif not (
+            scorer.open or grove.provided
+        ):  # every answer is in, so every tree under way has a leaf to expand
             raise RuntimeError("the search forest has trees under way and nothing to ask for")
         if source.hungry:
             scorer.take(grove)
-        if answered:
+        if answered or grove.provided:
             scorer.submit(grove.expand(answered))
             if scorer.inline:
                 scorer.take(grove)
@@ -149,8 +152,8 @@ def _check(
     max_batch: int | None,
     evaluate_batch: int | None,
 ) -> None:
-    if (complete is None) == (source is None):
-        raise RestrlError("a search needs one place that completions come from: complete or source")
+    if complete is None and source is None:
+        raise RestrlError("a search needs a place that completions come from: complete or source")
     if trees_in_flight < 1:
         raise RestrlError(f"trees_in_flight = {trees_in_flight} must be at least 1")
     for name, batch in (("max_batch", max_batch), ("evaluate_batch", evaluate_batch)):

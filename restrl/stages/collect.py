@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from restrl.config import CollectConfig
 from restrl.errors import RestrlError
-from restrl.policy import Completion, Policy, Sampling
-from restrl.policy.grouped import complete_grouped
+from restrl.policy import Policy, Sampling
 from restrl.progress import Progress
 from restrl.prompts import PromptFormat
 from restrl.records import SCHEMA_VERSION, Problem
 from restrl.rows import Appender, Row, write_json
 from restrl.sandbox import Verdict, Verifier
-from restrl.search import Evaluation, Expansion, Request, Root, SearchParams, search, value_targets
+from restrl.search import Drawer, Evaluation, Expansion, Root, SearchParams, search, value_targets
+
+LEAST_WAVE = 256
 
 
 def collect(
@@ -42,43 +44,52 @@ def collect(
         num_decisions=cfg.num_decisions,
         c=cfg.c,
         eps=cfg.eps,
+        leaves_in_flight=cfg.leaves_in_flight,
+        reuse=cfg.reuse,
+        virtual_loss=cfg.virtual_loss,
     )
-    chunk_size = cfg.trees_in_flight
-    with Appender(out, chunk_size) as file:
+    size = wave(cfg.trees_in_flight)
+    sampling = Sampling(cfg.temperature, max_new_tokens=cfg.max_new_tokens, seed=seed)
+    with Appender(out, size) as file:
         with Progress("collect", len(problems), len(file.rows)) as bar:
-            for start in range(len(file.rows), len(problems), chunk_size):
-                chunk = {p.task_id: p for p in problems[start : start + chunk_size]}
-
-                def evaluate(
-                    expansions: list[Expansion], by_id: dict[str, Problem] = chunk
-                ) -> list[Evaluation]:
-                    return verified(expansions, by_id, verifier)
-
-                results = search(
+            for start in range(len(file.rows), len(problems), size):
+                chunk = {p.task_id: p for p in problems[start : start + size]}
+                drawer = Drawer(policy, form, chunk, sampling)
+                trees = search(
                     [Root(p.task_id, p.prefix) for p in chunk.values()],
                     params,
-                    complete=completer(policy, form, chunk, cfg.temperature, cfg.max_new_tokens, seed),
-                    evaluate=evaluate,
+                    complete=drawer.complete,
+                    source=drawer.source(),
+                    evaluate=functools.partial(verified, problems=chunk, verifier=verifier),
                     seed=seed,
-                    leaves_in_flight=cfg.leaves_in_flight,
                     trees_in_flight=cfg.trees_in_flight,
+                    on_done=lambda tree: bar.update(1),
                 )
                 rows = [
                     {
                         "schema": SCHEMA_VERSION,
-                        "task_id": result.key,
-                        "targets": value_targets(result, cfg.targets),
-                        "best": result.best.program,
-                        "best_reward": result.best.value,
-                        **asdict(result.stats),
+                        "task_id": tree.key,
+                        "targets": value_targets(tree, cfg.targets),
+                        "best": tree.best.program,
+                        "best_reward": tree.best.value,
+                        **asdict(tree.stats),
                     }
-                    for result in results
+                    for tree in trees
                 ]
-                if start == 0 and results:
-                    write_json(out.with_suffix(".tree.json"), results[0].to_json())
+                if start == 0 and trees:
+                    write_json(out.with_suffix(".tree.json"), trees[0].to_json())
                 file.append(rows)
-                bar.update(len(chunk))
         return file.finish()
+
+
+def wave(trees_in_flight: int) -> int:
+    """Problems searched in one go, and the grain of resuming.
+
+    Which requests share a batch follows from where a search began, and results must not depend on where a
+    run was killed: so it goes on at the border of a wave. A wave is several times trees_in_flight, so that
+    its last trees, which leave places empty, are few.
+    """
+    return max(LEAST_WAVE, 4 * trees_in_flight)
 
 
 def verified(
@@ -99,23 +110,3 @@ def known_reward(verdict: Verdict, task_id: str) -> float:
             "the same command goes on where this one stopped"
         )
     return verdict.reward
-
-
-def completer(
-    policy: Policy,
-    form: PromptFormat,
-    problems: dict[str, Problem],
-    temperature: float,
-    max_new_tokens: int,
-    seed: int,
-) -> Callable[[list[Request]], list[list[Completion]]]:
-    """The function that a search draws its completions from: one batch of requests over all trees."""
-
-    sampling = Sampling(temperature, max_new_tokens=max_new_tokens, seed=seed)
-
-    def complete(requests: list[Request]) -> list[list[Completion]]:
-        owners = [problems[r.key] for r in requests]
-        prompts = [form.prompt(p, r.state, r.seed_key) for p, r in zip(owners, requests, strict=True)]
-        return complete_grouped(policy.complete, form, owners, prompts, [r.k for r in requests], sampling)
-
-    return complete

@@ -14,9 +14,8 @@ from restrl.prompts import PromptFormat
 from restrl.records import SCHEMA_VERSION, Problem
 from restrl.rows import Appender, Row, write_json
 from restrl.sandbox import Verifier
+from restrl.stages.collect import wave
 from restrl.value import ValueModel
-
-CHUNK = 64  # problems decoded together; also the grain of resuming
 
 
 def decode_problems(
@@ -45,10 +44,11 @@ def decode_problems(
             f"the decoding methods {', '.join(needing)} need a value model, and there is none: run the "
             "stages collect and train-value first, or leave them out of decode.methods"
         )
-    with Appender(out, CHUNK) as file:
+    size = wave(cfg.trees_in_flight)
+    with Appender(out, size) as file:
         with Progress("decode", len(problems), len(file.rows)) as bar:
-            for start in range(len(file.rows), len(problems), CHUNK):
-                chunk = problems[start : start + CHUNK]
+            for start in range(len(file.rows), len(problems), size):
+                chunk = problems[start : start + size]
                 rows: list[Row] = [
                     {"schema": SCHEMA_VERSION, "task_id": p.task_id, "answers": []} for p in chunk
                 ]
