@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,12 @@ def test_batches_bound_rows_tokens_and_mask(monkeypatch: pytest.MonkeyPatch) -> 
     assert sizes(max_rows=9, max_tokens=80) == [[40, 39], [30, 20], [10, 9], [4]]
     monkeypatch.setattr(tries, "_MASK_ELEMENTS", 2500)
     assert sizes(max_rows=9, max_tokens=1000) == [[40], [39], [30, 20], [10, 9], [4]]
+    layer = (torch.zeros(1, 50, 2),)
+    rows = [
+        dataclasses.replace(rows[-2], start=Start(np.zeros(n, np.int64), layer, layer)) for n in (50, 300)
+    ]
+    assert sizes(max_rows=9, max_tokens=1000) == [[9], [9]]
+    assert [len(b) for b in tries.batches([rows[0], rows[0]], max_rows=9, max_tokens=1000)] == [2]
 
 
 # ---- the scalar head
@@ -392,6 +399,35 @@ def test_the_problem_is_read_once_in_a_search(scalar: ScalarValue) -> None:
     assert [v.tokens for v in scalar.score(items)] == alone
 
 
+def test_rows_with_starts_of_different_lengths(scalar: ScalarValue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one batch: what pads a shorter start is not seen, nor does it move a position; one has none yet."""
+    owners = [problem(str(n), PREFIX + "    # some words on what is asked\n" * n) for n in (1, 3, 6)]
+    programs = [PREFIX + "    c = a[::-1]\n" + tail for tail in ("    return a\n", "    return c\n")]
+    sizes: list[list[int]] = []
+    right = tries.inputs
+
+    def spied(rows: Sequence[tries.Row], model: Any) -> dict[str, Any]:
+        sizes.append(sorted(0 if row.start is None else len(row.start) for row in rows))
+        return right(rows, model)
+
+    monkeypatch.setattr(tries, "inputs", spied)
+    with scalar.remembering():
+        unclamped(scalar, [(owners[0], programs[0]), (owners[1], programs[0])])
+        sizes.clear()
+        items = [(owner, program) for owner in owners[:2] for program in programs]
+        shared, one_by_one = unclamped(scalar, items)
+        assert len(sizes) == 1
+        assert 0 < sizes[0][0] < sizes[0][1] - 10
+        assert shared == pytest.approx(one_by_one, abs=2e-5, rel=1e-5)
+        long = [
+            (owners[0], programs[0] + "    d = a\n" * 6),
+            (owners[2], programs[1]),
+            (owners[1], programs[0]),
+        ]
+        shared, one_by_one = unclamped(scalar, long)
+        assert shared == pytest.approx(one_by_one, abs=2e-5, rel=1e-5)
+
+
 def test_searches_ask_for_it(scalar: ScalarValue, additive: AdditiveValue) -> None:
     with remembering(scalar), remembering(additive):
         assert scalar._starts is not None
@@ -418,7 +454,9 @@ def test_starts_used_longest_ago_go_first() -> None:
     assert cut.ids.tolist() == [1, 2]
     assert cut.keys[0].shape == (1, 2, 1)
     assert kept.nbytes == 8 * 4
-    assert kept.take("c", [[7, 8, 9]], 1) is not None
+    capped = kept.take("c", [[7, 8, 9]], 1)
+    assert capped is not None
+    assert capped.ids.tolist() == [7]
     assert kept.take("c", [[8, 9]], 9) is None
     assert len(kept) == 1
 

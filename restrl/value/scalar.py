@@ -199,8 +199,7 @@ class ScalarValue:
             number = next(iter(row.paths))
             members = groups[names[number]]
             if row.start is None:
-                most = min(encoded[i].positions[0] for i in members)
-                n = min(most, common([encoded[i].token_ids for i in members]))
+                n = common([encoded[i].token_ids for i in members])
                 ids, columns = (
                     np.asarray(encoded[number].token_ids[:n], np.int64),
                     behind + row.paths[number][:n],
