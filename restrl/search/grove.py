@@ -121,7 +121,7 @@ class Grove:
         nodes, rows, k = view["nodes"], [], self.params.k
         for i, (node, child, value, text, source) in enumerate(view["completions"]):
             # The k completions of a node stand side by side, the reused ones first.
-            tokens = live.tokens[nodes[node][2]][i % k]
+            tokens = live.tokens[nodes[node][2]][i % k] if source < 0 else 0
             rows.append((node, child, value, text, tokens, source))
         stats = TreeStats(
             simulations=counts["simulations"],

@@ -180,6 +180,9 @@ class _Scorer:
         return self._thread is None
 
     def __enter__(self) -> _Scorer:
+        if self._thread is not None:
+            # Ctrl-C while a pool starts its thread leaves one that it does not wait for: let it be idle.
+            self._thread.submit(int).result()
         return self
 
     def __exit__(
