@@ -29,10 +29,10 @@ import harness
 import peers
 from harness import Row
 
-from restrl._core import Forest, SearchParams, run_dummy
+from restrl._core import Forest, SearchParams, bench_tree, run_dummy
 
 HISTORY = Path(__file__).parent / "history" / "search.json"
-REWARDS = peers.draw_rewards(4096)
+REWARDS = peers.draw_rewards(50_000)
 
 
 @dataclass(frozen=True)
@@ -66,32 +66,55 @@ def wall_seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-# -- the engine
+# -- the tree alone, in C++ (csrc/search/synthetic.h)
 
 
-def grow(simulations: int, leaves: int = 1) -> None:
-    """One tree, driven in C++."""
-    forest = Forest(SearchParams(simulations=simulations, leaves_in_flight=leaves), 0)
-    forest.add("bench", "")
-    run_dummy(forest, seed=0, batch=64, ends=0)
+def rate(simulations: int, leaves: int = 1, scalar: bool = False) -> float:
+    """One tree; with many leaves in flight, a window is gathered, then applied."""
+    return simulations / bench_tree(simulations, leaves_in_flight=leaves, scalar=scalar)["cpu_seconds"]
 
 
-def rate(simulations: int, leaves: int = 1) -> float:
-    return simulations / cpu_seconds(lambda: grow(simulations, leaves))
+def bytes_per_node(simulations: int, leaves: int) -> float:
+    """Memory besides text."""
+    found = bench_tree(simulations, leaves_in_flight=leaves)
+    return found["bytes"] / found["nodes"]
 
 
 def speed_up(simulations: int) -> float:
     """Two threads with a tree each over one thread with one tree; wall time."""
-    one = wall_seconds(lambda: grow(simulations))
-    threads = [threading.Thread(target=grow, args=(simulations,)) for _ in range(2)]
+    one = bench_tree(simulations)["seconds"]
+    return 2 * one / bench_tree(simulations, trees=2, threads=2)["seconds"]
 
-    def both() -> None:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
 
-    return 2 * one / wall_seconds(both)
+def round_ms(simulations: int, trees: int = 1000) -> float:
+    """Gather 16 leaves of every tree, then apply them; wall time. Trees are cold when their turn comes."""
+    return bench_tree(simulations, trees=trees, leaves_in_flight=16, rounds=1)["round_seconds"] * 1e3
+
+
+# -- the forest, with texts
+
+
+def grow(simulations: int, leaves: int = 1, threads: int = 1) -> float:
+    """Wall time of one tree that `threads` threads drive together with the dummy policy of the core."""
+    forest = Forest(SearchParams(simulations=simulations, leaves_in_flight=leaves), 0)
+    forest.add("bench", "")
+    workers = [
+        threading.Thread(target=run_dummy, args=(forest,), kwargs={"batch": 8, "ends": 0})
+        for _ in range(threads)
+    ]
+
+    def run() -> None:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+
+    return wall_seconds(run)
+
+
+def shared_speed_up(simulations: int) -> float:
+    """Two threads that drive one tree over one that does."""
+    return grow(simulations, 64) / grow(simulations, 64, threads=2)
 
 
 def list_rate(simulations: int, texts: list[str]) -> float:
@@ -119,7 +142,7 @@ def list_rate(simulations: int, texts: list[str]) -> float:
 
 def ratio(simulations: int, peer: Callable[[int, peers.Rewards], Any]) -> float:
     """How many times the peer's CPU time the engine saves at the same number of simulations."""
-    ours = cpu_seconds(lambda: grow(simulations))
+    ours = simulations / rate(simulations)
     return cpu_seconds(lambda: peer(simulations, REWARDS)) / ours
 
 
@@ -132,14 +155,22 @@ def cases(treequest: str | None) -> list[Case]:
     per_s = "simulations/s"
     long_texts = [f"value = {i}\n" + "x" * 1189 + "\n" for i in range(peers.K)]
     return [
-        Case("C++, 1e4", per_s, partial(rate, 10_000), 2.5e6, 3.2e6),
+        Case("C++, 1e4", per_s, partial(rate, 10_000), 2.5e6, 3.2e6, repeats=15),
         Case("C++, 1e5", per_s, partial(rate, 100_000), 2.0e6, 2.6e6),
-        Case("C++, 1e6", per_s, partial(rate, 1_000_000), 1.5e6, 2.2e6, repeats=3),
-        Case("C++, 1e7", per_s, partial(rate, 10_000_000), 1.1e6, 1.4e6, repeats=1, full=True),
-        Case("C++, 16 leaves in flight, 1e5", per_s, partial(rate, 100_000, 16), 1.0e6, 1.4e6),
+        Case("C++, 1e6", per_s, partial(rate, 1_000_000), 1.5e6, 2.2e6, repeats=5),
+        Case("C++, 1e7", per_s, partial(rate, 10_000_000), 1.1e6, 1.4e6, repeats=3, full=True),
+        Case("C++ without AVX2, 1e5", per_s, partial(rate, 100_000, scalar=True)),
+        Case("C++, 16 leaves gathered, then applied, 1e5", per_s, partial(rate, 100_000, 16), 1.0e6, 1.4e6),
+        Case("memory, 1e6", "bytes/node", partial(bytes_per_node, 1_000_000, 1), 28, None, "less", 1),
+        Case("memory, 16 leaves", "bytes/node", partial(bytes_per_node, 1_000_000, 16), 28, None, "less", 1),
+        Case("two threads, a tree each, 1e6", "times one", partial(speed_up, 1_000_000), 1.8, repeats=5),
+        Case("two threads, one tree of a forest", "times one", partial(shared_speed_up, 20_000), 1.5),
+        *(
+            Case(f"1000 trees x 16 leaves, round at {n}", "ms", partial(round_ms, n), must, None, "less")
+            for n, must in ((77, 3), (221, 8), (925, 13))
+        ),
         Case("Python lists, batches of 64", per_s, partial(list_rate, 50_000, peers.COMPLETIONS)),
         Case("Python lists, five 1.2 kB strings", per_s, partial(list_rate, 50_000, long_texts), 1.5e6),
-        Case("two threads, a tree each", "times one", partial(speed_up, 100_000), 1.8),
         Case("plain Python, 1e4", per_s, partial(peer_rate, 10_000, peers.plain), repeats=5),
         Case("whole prefixes in Python, 1e4", per_s, partial(peer_rate, 10_000, peers.prefix), repeats=5),
         Case("C++ over plain Python, 1e4", "times", partial(ratio, 10_000, peers.plain), repeats=5),

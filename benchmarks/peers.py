@@ -6,8 +6,8 @@ prefix     the pattern of the published implementation: a child holds its whole 
            programs as whole texts, children in a dict by state, ties drawn at random
 treequest  TreeQuest's StandardMCTS by ask_batch and tell; five generations are one simulation
 
-All grow the same kind of tree: k = 5, the best 3 visible, c = 0.2, eps = 0.1, no node deeper than 60, rewards
-0 or 1 drawn beforehand, so that no peer pays for a policy.
+All grow the tree of csrc/search/synthetic.h: k = 5, the best 3 visible, c = 0.2, eps = 0.1, no node deeper
+than 61, rewards 0 or 1, the same for simulation i of every engine and drawn beforehand.
 """
 
 from __future__ import annotations
@@ -20,17 +20,25 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-K, VISIBLE, C, EPS, DEPTH_LIMIT = 5, 3, 0.2, 0.1, 60
-REWARD_RATE = 0.3  # gives a mean depth of 17 at 1e4 simulations
+K, VISIBLE, C, EPS, DEPTH_LIMIT = 5, 3, 0.2, 0.1, 61
 TREEQUEST = "0.3.3"
 
-Rewards = Sequence[tuple[float, ...]]  # one tuple of K per expansion, used in turn
+Rewards = Sequence[tuple[float, ...]]  # one tuple of K per simulation
 
 
-def draw_rewards(expansions: int, seed: int = 0) -> list[tuple[float, ...]]:
-    """0 or 1, K for each expansion."""
-    rng = random.Random(seed)
-    return [tuple(float(rng.random() < REWARD_RATE) for _ in range(K)) for _ in range(expansions)]
+def mix(x: int) -> int:
+    """csrc/search/random.h."""
+    mask = (1 << 64) - 1
+    x = (x + 0x9E3779B97F4A7C15) & mask
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+    return x ^ (x >> 31)
+
+
+def draw_rewards(simulations: int) -> list[tuple[float, ...]]:
+    """Fair coins, K for each simulation: those of tree 0 of seed 0 in csrc/search/synthetic.cpp."""
+    bits = (mix(mix(simulation)) for simulation in range(simulations))
+    return [tuple(float(word >> i & 1) for i in range(K)) for word in bits]
 
 
 class PlainNode:
@@ -68,7 +76,7 @@ def plain(simulations: int, rewards: Rewards) -> PlainNode:
                     best, chosen = uct, child
             node = chosen
         if node.depth < DEPTH_LIMIT:
-            drawn = rewards[simulation % len(rewards)]
+            drawn = rewards[simulation]
             depth = node.depth + 1
             node.rewards = drawn
             node.children = [PlainNode(line, node, depth) for line in lines]
@@ -154,7 +162,7 @@ def prefix(simulations: int, rewards: Rewards) -> PrefixNode:
         while node.expanded:
             node = node.best_child()
         if node.depth < DEPTH_LIMIT:
-            drawn = rewards[simulation % len(rewards)]
+            drawn = rewards[simulation]
             node.expand(COMPLETIONS, drawn)
             node.back_up(K, sum(drawn))
         else:
@@ -194,6 +202,6 @@ def treequest(simulations: int, rewards: Rewards) -> int:
     state = algorithm.init_tree()
     for simulation in range(simulations):
         state, trials = algorithm.ask_batch(state, K, ["line"])
-        for trial, text, reward in zip(trials, COMPLETIONS, rewards[simulation % len(rewards)], strict=True):
+        for trial, text, reward in zip(trials, COMPLETIONS, rewards[simulation], strict=True):
             state = algorithm.tell(state, trial.trial_id, (text, reward))
     return len(algorithm.get_state_score_pairs(state))
