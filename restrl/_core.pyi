@@ -148,3 +148,34 @@ class Forest:
 def dummy_completions(text: str, k: int, seed: int = 0) -> list[str]: ...
 def dummy_score(text: str, seed: int = 0) -> float: ...
 def run_dummy(forest: Forest, seed: int = 0, batch: int = 64, ends: int = 16) -> int: ...
+
+# ---- register_bench.cpp ----
+
+class _Synthetic(TypedDict):
+    walks: Literal["avx2", "scalar"]
+    seconds: float  # growth; wall
+    cpu_seconds: float  # growth
+    gather_seconds: float  # of the fastest round
+    round_seconds: float
+    simulations: int
+    terminal_visits: int
+    collisions: int
+    nodes: int
+    bytes: int  # memory besides text
+    round_simulations: int
+    mean_depth: float
+
+def bench_tree(
+    simulations: int,
+    *,
+    leaves_in_flight: int = 1,
+    trees: int = 1,
+    threads: int = 1,
+    seed: int = 0,
+    rounds: int = 0,
+    mode: str = "collect",
+    k: int = 5,
+    num_decisions: int = 3,
+    depth: int = 60,
+    scalar: bool = False,
+) -> _Synthetic: ...
