@@ -17,6 +17,8 @@ children, back up.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -32,6 +34,7 @@ from harness import Row
 from restrl._core import Forest, SearchParams, bench_tree, run_dummy
 
 HISTORY = Path(__file__).parent / "history" / "search.json"
+CROWD = "10,000 trees x 16 leaves"
 REWARDS = peers.draw_rewards(50_000)
 
 
@@ -137,6 +140,39 @@ def list_rate(simulations: int, texts: list[str]) -> float:
     return simulations / cpu_seconds(loop)
 
 
+def crowd(trees: int = 10_000) -> tuple[int, float, float]:
+    """Leaves in flight once every tree has 16; CPU seconds to hand them out and take the answers; MB."""
+    forest = Forest(SearchParams(simulations=1000, leaves_in_flight=16), 0)
+    before = resident_mb()
+    for i in range(trees):
+        forest.add(f"tree {i}", "def f(previous):\n")
+    for _ in range(5):
+        start = time.process_time()
+        batch = forest.next(16 * trees)
+        leaves, memory = forest.in_flight(), resident_mb() - before
+        ids = [request.id for request in batch]
+        values = [REWARDS[7 * request.tree % 1000 + request.simulation] for request in batch]
+        forest.fulfil(ids, completions=[peers.COMPLETIONS] * len(ids), completion_values=values)
+        seconds = time.process_time() - start
+    return leaves, seconds, memory
+
+
+def resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def crowd_rows() -> list[Row]:
+    """In a process of its own, whose memory is the forest's."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        runs = [pool.apply(crowd)]
+    leaves, seconds, memory = zip(*runs, strict=True)
+    return [
+        harness.row(f"{CROWD}: in flight at once", "leaves", leaves),
+        harness.row(f"{CROWD}: a round through Python", "s", seconds, better="less"),
+        harness.row(f"{CROWD}: memory with texts and requests", "MB", memory, better="less"),
+    ]
+
+
 # -- peers
 
 
@@ -195,6 +231,8 @@ def main() -> None:
             print(f"  {case.name}: {harness.short(rows[-1].p50)} {case.unit}", flush=True)
         else:
             absent.append(f"{case.name}: {case.why_not}")
+    if args.only in CROWD:
+        rows += crowd_rows()
     rows.append(harness.calibrate())
     print("", harness.table(rows), *absent, sep="\n")
     if args.history:

@@ -15,6 +15,7 @@ restrl bench signature             one number of all the search engine computes:
 and in a checkout, each with its figures beside a peer's of the same run:
 python benchmarks/bench_search.py    the search engine: simulations per second, memory, threads
 python benchmarks/bench_decode.py    VM-MCTS on a model: the published schedule against restrl's
+python benchmarks/bench_leaves.py    what leaves in flight and reuse cost in quality
 python benchmarks/bench_value.py     value scoring: tokens and CPU-seconds per expansion
 python benchmarks/bench_policy.py    decoding: tokens per CPU-second
 python benchmarks/bench_verifier.py  the verifier: CPU-milliseconds per verdict
