@@ -113,24 +113,24 @@ class Batch:
         at least one request; or when no row is left.
         """
         self._waiting.extend(requests)
-        self._join()
-        before = int(self._alive.sum())
+        running = int(self._alive.sum()) + self._join()  # what joined may have ended with its first token
         while self._rows:
-            if (before - int(self._alive.sum())) * _JOIN >= before:
+            if (running - int(self._alive.sum())) * _JOIN >= running:
                 if self._ended:
                     break
-                self._join()
-                before = int(self._alive.sum())
+                running = int(self._alive.sum()) + self._join()
             self._advance(*self.engine.step(self._tokens))
             self._leave(_LEAVE)
         ended, self._ended = self._ended, []
         return ended
 
-    def _join(self) -> None:
-        """Read the prompts of as many waiting requests as there are places, and draw their first tokens."""
-        if self._rows and not self.engine.joins:
-            return
-        while self._waiting:
+    def _join(self) -> int:
+        """Read the prompts of as many waiting requests as there are places, and draw their first tokens.
+
+        The number of rows that joined.
+        """
+        joined = 0
+        while self._waiting and (self.engine.joins or not self._rows):
             self._leave(len(self._rows) + 1)
             joining: list[Request] = []
             room = len(self._free)
@@ -138,10 +138,12 @@ class Batch:
                 joining.append(self._waiting.popleft())
                 room -= joining[-1].copies
             if not joining:
-                return
+                break
             self._read(sorted(joining, key=lambda r: -len(r.ids)))
+            joined += sum(request.copies for request in joining)
             if self._rows:
-                return
+                break
+        return joined
 
     def _read(self, joining: list[Request]) -> None:
         starts = [Start(r.ids, r.copies, r.scored if self.scorer else len(r.ids)) for r in joining]
