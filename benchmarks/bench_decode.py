@@ -38,9 +38,10 @@ from restrl.policy.local import LocalPolicy
 from restrl.records import Problem
 from restrl.rows import write_json
 from restrl.sandbox import Verifier
+from restrl.search import Timing
 from restrl.seeds import derive
 from restrl.stages.collect import collect
-from restrl.value import load_value
+from restrl.value import ValueModel, load_value
 from restrl.value.train import train_value
 
 MAX_ROWS = 512  # completions decoded at once
@@ -65,6 +66,7 @@ class Arm:
     problems: int
     seeds: int
     leaves: int = 1
+    reuse: bool = False
     workers: int = 1
     threads: int = 1
 
@@ -127,41 +129,49 @@ def share(arm: Arm, setting: Setting, index: int, ready: Callable[[], None]) -> 
     value = load_value(setting.value, policy=policy, max_length=MAX_LENGTH)
     problems = problem_set(setting.problems, "auto", 0)[: arm.problems]
     own = problems[index :: arm.workers]
+    timing = Timing()
 
     def decode(some: Sequence[Problem], seed: int, simulations: int) -> list[Outcome]:
-        of_arm = {"simulations": simulations, "leaves_in_flight": arm.leaves}
+        of_arm = {"simulations": simulations, "leaves_in_flight": arm.leaves, "reuse": arm.reuse}
         cfg = DecodeConfig.model_validate(setting.cfg.model_dump() | of_arm)
         if arm.kind == "restrl":
-            return _decode_restrl(some, policy, value, cfg, seed)
+            return _decode_restrl(some, policy, value, cfg, seed, timing)
         return decode_serial(arm.kind, some, policy, value, cfg, seed)
 
     decode(problems[:1], 0, 2)
     if not arm.threads:
         torch.set_num_threads(_best_threads(lambda: decode(problems[:1], 0, 3)))
+    timing = Timing()
     ready()
     start, cpu = time.perf_counter(), time.process_time()
     outcomes = [one for seed in range(arm.seeds) for one in decode(own, seed, setting.cfg.simulations)]
     end, cpu = time.perf_counter(), time.process_time() - cpu
     gpu = torch.cuda.max_memory_allocated() / 2**20 if policy.device.type == "cuda" else 0.0
-    return Share(outcomes, start, end, cpu, torch.get_num_threads(), _peak_mib(), gpu)
+    return Share(outcomes, start, end, cpu, timing, torch.get_num_threads(), _peak_mib(), gpu)
 
 
 def _decode_restrl(
-    problems: Sequence[Problem], policy: LocalPolicy, value: Any, cfg: DecodeConfig, seed: int
+    problems: Sequence[Problem],
+    policy: LocalPolicy,
+    value: ValueModel,
+    cfg: DecodeConfig,
+    seed: int,
+    timing: Timing,
 ) -> list[Outcome]:
-    found = decode_trees("vm-mcts", problems, policy, cfg, form=policy.format, value=value, seed=seed)
+    form = policy.format
+    found = decode_trees("vm-mcts", problems, policy, cfg, form=form, value=value, seed=seed, timing=timing)
     return [
         Outcome(
             task_id=a.task_id,
             seed=seed,
             program=a.program,
             seconds=0.0,
-            samples=a.generated,
-            reused=0,
+            samples=tree.stats.samples,
+            reused=tree.stats.reused,
             generated_tokens=a.generated_tokens,
             value_tokens=a.value_tokens,
         )
-        for a, _ in found
+        for a, tree in found
     ]
 
 
@@ -222,6 +232,7 @@ def arms(args: argparse.Namespace) -> list[Arm]:
         Arm("serial, restrl's loop", "policy", **serial),
         replace(ours, name="restrl, 1 leaf"),
         replace(ours, name=f"restrl, {args.leaves} leaves", leaves=args.leaves),
+        replace(ours, name=f"restrl, {args.leaves} leaves, reuse", leaves=args.leaves, reuse=True),
     ]
 
 
@@ -277,8 +288,9 @@ def measure(args: argparse.Namespace) -> None:
     table = {
         arm.name: figures(shares[arm.name], rows[arm.name]) | {"load": loads[arm.name]} for arm in arms(args)
     }
-    generate, loop, one, many = table
-    pairs = [(many, generate), (many, loop), (one, generate), (loop, generate), (many, one)]
+    generate, loop, one, many, reuse = table
+    pairs = [(reuse, generate), (reuse, loop), (many, generate), (one, generate), (loop, generate)]
+    pairs += [(many, one), (reuse, one), (reuse, many)]
     comparisons = [compare(a, b, rows, table) for a, b in pairs]
     print(show(table, comparisons))
     same = same_answers(shares[loop], shares[one])

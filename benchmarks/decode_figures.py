@@ -12,7 +12,11 @@ from serial_decode import Outcome
 
 from restrl.records import Problem
 from restrl.sandbox import Verifier
+from restrl.search import Timing
 from restrl.stages.collect import known_reward
+
+SHARES = ("generate", "score", "wait", "engine", "driver")
+"""Fields of restrl.search.Timing that are reported."""
 
 Right = dict[int, dict[str, bool]]
 """Whether the answer passes, by seed and problem."""
@@ -20,12 +24,16 @@ Right = dict[int, dict[str, bool]]
 
 @dataclass(frozen=True)
 class Share:
-    """What one process did: start and end on the machine's clock (s), CPU seconds, peak memory (MiB)."""
+    """What one process did: start and end on the machine's clock (s), CPU seconds, peak memory (MiB).
+
+    timing  where restrl's search spent its wall time; empty for the serial schedule
+    """
 
     outcomes: list[Outcome]
     start: float
     end: float
     cpu: float
+    timing: Timing
     threads: int
     peak_mib: float
     peak_gpu_mib: float
@@ -79,10 +87,17 @@ def figures(shares: list[Share], rows: Right) -> dict[str, Any]:
         **{key: round(value, 2) for key, value in per_problem.items()},
         "accuracy": round(float(accuracy.mean()), 4),
         "accuracy_95": [round(low, 4), round(high, 4)],
+        "wall_shares": wall_shares([s.timing for s in shares]),
         "threads": shares[0].threads,
         "peak_mib": round(sum(s.peak_mib for s in shares)),
         "peak_gpu_mib": round(sum(s.peak_gpu_mib for s in shares)),
     }
+
+
+def wall_shares(timings: Sequence[Timing]) -> dict[str, float]:
+    """Parts of the processes' wall time; `score` may run beside the others, `wait` is waiting for it."""
+    total = sum(t.wall for t in timings)
+    return {name: round(sum(getattr(t, name) for t in timings) / total, 5) for name in SHARES if total}
 
 
 def compare(a: str, b: str, all_rows: dict[str, Right], table: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -121,6 +136,11 @@ def show(table: dict[str, dict[str, Any]], comparisons: Sequence[dict[str, Any]]
             f"| {row['value_tokens']:.0f} | {row['accuracy']:.3f} [{low:.3f}, {high:.3f}] "
             f"| {row['peak_mib'] + row['peak_gpu_mib']} |"
         )
+    lines += ["", "| arm | " + " | ".join(SHARES) + " |", "|---|" + "---|" * len(SHARES)]
+    for name, row in table.items():
+        if row["wall_shares"]:
+            parts = " | ".join(f"{row['wall_shares'][part]:.2%}" for part in SHARES)
+            lines.append(f"| {name} | {parts} |")
     lines += ["", "| first : second | times fewer seconds | CPU seconds | accuracy, paired | pairs |"]
     lines.append("|---|---|---|---|---|")
     for row in comparisons:

@@ -122,13 +122,16 @@ def test_the_script_compares_the_arms(
     ]
     bench_decode.main(words)
     result = json.loads(out.read_text(encoding="utf-8"))
-    generate, loop, one, many = result["arms"].values()
+    generate, loop, one, many, reuse = result["arms"].values()
     assert generate["value_tokens"] > 0
     assert loop["value_tokens"] > 0
+    assert 0 < one["wall_shares"]["engine"] < one["wall_shares"]["generate"]
+    assert not loop["wall_shares"]
+    assert reuse["reused"] > 0
     assert one["value_tokens"] == many["value_tokens"] == 0  # the additive head reads the policy's own pass
     assert result["same_answers"] == 1
     counts = [{row["task_id"]: row["samples"] for row in rows} for rows in result["answers"].values()]
-    assert [len(own) for own in counts] == [2, 2, 4, 4]
+    assert [len(own) for own in counts] == [2, 2, 4, 4, 4]
     assert counts[1].items() <= counts[2].items()  # the same trees, whatever was decoded beside them
     first = json.loads(history.read_text(encoding="utf-8"))[0]
     assert first["comparisons"] == result["comparisons"]
