@@ -33,7 +33,9 @@ py::dict bench_tree(std::uint32_t simulations, std::uint32_t leaves_in_flight, s
   row["seconds"] = result.seconds;
   row["cpu_seconds"] = result.cpu_seconds;
   row["gather_seconds"] = result.gather_seconds;
+  row["gather_cpu_seconds"] = result.gather_cpu_seconds;
   row["round_seconds"] = result.round_seconds;
+  row["round_cpu_seconds"] = result.round_cpu_seconds;
   row["simulations"] = result.simulations;
   row["terminal_visits"] = result.terminal_visits;
   row["collisions"] = result.collisions;

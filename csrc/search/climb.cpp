@@ -21,6 +21,7 @@ struct ScalarLanes {
     line.W[lane] += W;
   }
 
+  template <bool>
   static Values uct(const Rows& rows, std::uint32_t line, double ratio) {
     Values values;
     plain_uct(rows, line, ratio, values.lane);

@@ -26,6 +26,7 @@ struct Avx2Lanes {
     _mm_store_si128(reinterpret_cast<__m128i*>(line.N), _mm_add_epi32(counts, more));
   }
 
+  template <bool kFlight>
   static Values uct(const Rows& rows, std::uint32_t line, double ratio) {
     const Line& row = rows.lines[line];
     const __m256d W = _mm256_load_pd(row.W);
@@ -33,7 +34,7 @@ struct Avx2Lanes {
     // Visits stay below 2^31 (Tree::expand), so that the signed conversion is right.
     const __m256d seen = _mm256_cvtepi32_pd(N);
     __m256d expected = seen;
-    if (rows.flight != nullptr) {
+    if (kFlight) {
       const __m128i O =
           _mm_loadl_epi64(reinterpret_cast<const __m128i*>(rows.flight + 4 * std::size_t{line}));
       expected = _mm256_cvtepi32_pd(_mm_add_epi32(N, _mm_cvtepu16_epi32(O)));

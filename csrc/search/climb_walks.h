@@ -37,31 +37,27 @@ inline bool has_fresh(const Line& line) {
   return ((line.child[0] | line.child[1] | line.child[2] | line.child[3]) & kFresh) != 0;
 }
 
-template <typename L>
-inline typename L::Values line_uct(const Rows& rows, std::uint32_t line, double ratio) {
+template <typename L, bool kFlight>
+[[gnu::always_inline]] inline typename L::Values line_uct(const Rows& rows, std::uint32_t line,
+                                                          double ratio) {
   if (rows.scored && has_fresh(rows.lines[line])) {
     alignas(32) double values[4];
     plain_uct(rows, line, ratio, values);
     return L::load(values);
   }
-  return L::uct(rows, line, ratio);
+  return L::template uct<kFlight>(rows, line, ratio);
 }
 
-template <typename L>
-std::uint32_t next_of(const Rows& rows, std::uint32_t e, double ratio) {
+// `next` of an expansion of more than one line.
+template <typename L, bool kFlight>
+std::uint32_t next_of_lines(const Rows& rows, std::uint32_t e, double ratio) {
   const std::uint32_t begin = e << rows.shift;
-  if (rows.shift == 0) {
-    const auto values = line_uct<L>(rows, begin, ratio);
-    const std::uint32_t best = L::equal(values, L::largest(values));
-    if ((best & (best - 1)) != 0 && !rows.first) return kTie;
-    return rows.lines[begin].child[first_of(best)];
-  }
   const std::uint32_t end = begin + (1U << rows.shift);
   double largest = kNoUct;
   std::uint32_t code = kTie;
   bool tie = false;
   for (std::uint32_t line = begin; line < end; ++line) {
-    const auto values = line_uct<L>(rows, line, ratio);
+    const auto values = line_uct<L, kFlight>(rows, line, ratio);
     const double value = L::largest(values);
     if (value < largest || value == kNoUct) continue;
     const std::uint32_t best = L::equal(values, value);
@@ -72,6 +68,15 @@ std::uint32_t next_of(const Rows& rows, std::uint32_t e, double ratio) {
   return tie && !rows.first ? kTie : code;
 }
 
+template <typename L, bool kFlight>
+[[gnu::always_inline]] inline std::uint32_t next_of(const Rows& rows, std::uint32_t e, double ratio) {
+  if (rows.shift > 0) return next_of_lines<L, kFlight>(rows, e, ratio);
+  const auto values = line_uct<L, kFlight>(rows, e, ratio);
+  const std::uint32_t best = L::equal(values, L::largest(values));
+  if ((best & (best - 1)) != 0 && !rows.first) return kTie;
+  return rows.lines[e].child[first_of(best)];
+}
+
 // 1 + ln N' of a parent with `visits` visits, those in flight counted.
 inline double ratio_of(std::uint32_t visits) {
   return 1.0 + (visits < kTabulated ? kLogs[visits] : std::log(static_cast<double>(visits)));
@@ -79,18 +84,19 @@ inline double ratio_of(std::uint32_t visits) {
 
 template <typename L>
 std::uint32_t next(const Rows& rows, std::uint32_t e) {
-  return next_of<L>(rows, e, ratio_of(rows.visits(rows.links[e].up)));
+  const double ratio = ratio_of(rows.visits(rows.links[e].up));
+  return rows.flight == nullptr ? next_of<L, false>(rows, e, ratio) : next_of<L, true>(rows, e, ratio);
 }
 
-template <typename L>
-std::uint32_t pick(const Rows& rows, std::uint32_t e, std::uint64_t draw) {
+template <typename L, bool kFlight>
+std::uint32_t pick_by(const Rows& rows, std::uint32_t e, std::uint64_t draw) {
   const double ratio = ratio_of(rows.visits(rows.links[e].up));
   const std::uint32_t begin = e << rows.shift;
   const std::uint32_t end = begin + (1U << rows.shift);
   double largest = kNoUct;
   std::uint32_t tied = 0;
   for (std::uint32_t line = begin; line < end; ++line) {
-    const auto values = line_uct<L>(rows, line, ratio);
+    const auto values = line_uct<L, kFlight>(rows, line, ratio);
     const double value = L::largest(values);
     if (value < largest) continue;
     if (value > largest) tied = 0;
@@ -99,11 +105,16 @@ std::uint32_t pick(const Rows& rows, std::uint32_t e, std::uint64_t draw) {
   }
   auto skip = static_cast<std::uint32_t>(draw % tied);
   for (std::uint32_t line = begin;; ++line) {
-    std::uint32_t best = L::equal(line_uct<L>(rows, line, ratio), largest);
+    std::uint32_t best = L::equal(line_uct<L, kFlight>(rows, line, ratio), largest);
     for (; best != 0; best &= best - 1) {
       if (skip-- == 0) return rows.lines[line].child[first_of(best)];
     }
   }
+}
+
+template <typename L>
+std::uint32_t pick(const Rows& rows, std::uint32_t e, std::uint64_t draw) {
+  return rows.flight == nullptr ? pick_by<L, false>(rows, e, draw) : pick_by<L, true>(rows, e, draw);
 }
 
 // Written as 8 bytes, as it is read: a narrower store would hold up the load that follows.
@@ -115,8 +126,9 @@ inline void add_in_flight(std::uint16_t* flight, NodeId node, std::int32_t chang
   std::memcpy(flight + (node & ~3U), &lanes, sizeof lanes);
 }
 
+// Arguments by value: the compiler then knows that no store to a row changes them.
 template <typename L, bool kFlight>
-void climb_by(const Rows& rows, NodeId node, const Change& own, const Change& path, bool visit) {
+void climb_by(const Rows rows, NodeId node, const Change own, const Change path, bool visit) {
   const auto visits_after = [&](NodeId changed, const Change& change) {
     const std::uint32_t N = rows.N(changed) + change.N;
     return kFlight ? N + rows.flight[changed] + static_cast<std::uint32_t>(change.in_flight) : N;
@@ -124,7 +136,7 @@ void climb_by(const Rows& rows, NodeId node, const Change& own, const Change& pa
   const std::uint32_t below = rows.child(node);
   // Only a node that was expanded just now has children here, and it has no visits until they are backed up.
   if (visit && (below & kLeaf) == 0)
-    rows.links[below].next = next_of<L>(rows, below, ratio_of(visits_after(node, own)));
+    rows.links[below].next = next_of<L, kFlight>(rows, below, ratio_of(visits_after(node, own)));
   if (visit && (below & kFresh) != 0) {
     rows.child(node) = below & ~kFresh;
     rows.W(node) = repeated(rows.W(node), rows.N(node));
@@ -135,7 +147,7 @@ void climb_by(const Rows& rows, NodeId node, const Change& own, const Change& pa
     const std::uint32_t e = node >> rows.lane_shift();
     if (e == 0) return;
     node = rows.links[e].up;
-    rows.links[e].next = next_of<L>(rows, e, ratio_of(visits_after(node, path)));
+    rows.links[e].next = next_of<L, kFlight>(rows, e, ratio_of(visits_after(node, path)));
   }
 }
 

@@ -17,9 +17,23 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
+// Wall seconds, and CPU seconds of the whole process.
+struct Seconds {
+  double wall;
+  double cpu;
+};
+
+class Watch {
+ public:
+  Seconds elapsed() const {
+    return {std::chrono::duration<double>(Clock::now() - wall_).count(),
+            static_cast<double>(std::clock() - cpu_) / CLOCKS_PER_SEC};
+  }
+
+ private:
+  Clock::time_point wall_ = Clock::now();
+  std::clock_t cpu_ = std::clock();
+};
 
 // One tree and its leaves in flight.
 class Synthetic {
@@ -122,13 +136,13 @@ class Synthetic {
   std::vector<Leaf> window_;  // dies before its tree
 };
 
-// Runs work(thread) on every thread at once and returns the seconds until the last is done.
+// Runs work(thread) on every thread at once; the seconds until the last is done.
 template <typename Work>
-double timed(std::uint32_t threads, const Work& work) {
+Seconds timed(std::uint32_t threads, const Work& work) {
   if (threads == 1) {
-    const Clock::time_point start = Clock::now();
+    const Watch watch;
     work(0U);
-    return seconds_since(start);
+    return watch.elapsed();
   }
   std::barrier ready(static_cast<std::ptrdiff_t>(threads) + 1);
   std::vector<std::thread> workers;
@@ -139,9 +153,9 @@ double timed(std::uint32_t threads, const Work& work) {
     });
   }
   ready.arrive_and_wait();
-  const Clock::time_point start = Clock::now();
+  const Watch watch;
   for (std::thread& worker : workers) worker.join();
-  return seconds_since(start);
+  return watch.elapsed();
 }
 
 }  // namespace
@@ -156,12 +170,12 @@ SyntheticResult run_synthetic(const SyntheticTask& task) {
     };
   };
   SyntheticResult result;
-  const std::clock_t cpu = std::clock();
-  result.seconds = timed(task.threads, each([&](std::uint32_t i) {
-                           trees[i] = std::make_unique<Synthetic>(task, i);
-                           trees[i]->grow();
-                         }));
-  result.cpu_seconds = static_cast<double>(std::clock() - cpu) / CLOCKS_PER_SEC;
+  const Seconds growth = timed(task.threads, each([&](std::uint32_t i) {
+                                 trees[i] = std::make_unique<Synthetic>(task, i);
+                                 trees[i]->grow();
+                               }));
+  result.seconds = growth.wall;
+  result.cpu_seconds = growth.cpu;
   result.walks = (task.scalar ? kScalarWalks : best_walks()).name;
   std::uint64_t depths = 0;
   for (const auto& one : trees) {
@@ -180,10 +194,15 @@ SyntheticResult run_synthetic(const SyntheticTask& task) {
   });
   const auto apply = each([&](std::uint32_t i) { trees[i]->apply(); });
   for (std::uint32_t round = 0; round < task.rounds; ++round) {
-    const double gathered = timed(task.threads, gather);
-    const double applied = timed(task.threads, apply);
-    if (round == 0 || gathered < result.gather_seconds) result.gather_seconds = gathered;
-    if (round == 0 || gathered + applied < result.round_seconds) result.round_seconds = gathered + applied;
+    const Seconds gathered = timed(task.threads, gather);
+    const Seconds applied = timed(task.threads, apply);
+    const auto keep_least = [&](double& least, double seconds) {
+      if (round == 0 || seconds < least) least = seconds;
+    };
+    keep_least(result.gather_seconds, gathered.wall);
+    keep_least(result.gather_cpu_seconds, gathered.cpu);
+    keep_least(result.round_seconds, gathered.wall + applied.wall);
+    keep_least(result.round_cpu_seconds, gathered.cpu + applied.cpu);
   }
   for (const auto& one : trees) result.round_simulations += one->applied();
   result.round_simulations -= result.simulations;

@@ -29,19 +29,25 @@ struct SyntheticTask {
   bool scalar = false;  // the walks without AVX2
 };
 
+// Seconds are wall seconds; CPU seconds are the whole process's, for machines that are not quiet.
 struct SyntheticResult {
-  const char* walks = "";         // "avx2" or "scalar"
-  double seconds = 0;             // growth: all trees from nothing to `simulations` each
-  double cpu_seconds = 0;         // of the growth, of the whole process: for machines that are not quiet
-  double gather_seconds = 0;      // of a round, the fastest of `rounds`: select and virtual loss, all trees
-  double round_seconds = 0;       // of a round, the fastest: gather, then expand and back up
-  std::uint64_t simulations = 0;  // of the growth, as are all counts
+  const char* walks = "";  // "avx2" or "scalar"
+  // Growth: all trees from nothing to their simulations.
+  double seconds = 0;
+  double cpu_seconds = 0;
+  std::uint64_t simulations = 0;
   std::uint64_t terminal_visits = 0;
   std::uint64_t collisions = 0;
   std::uint64_t nodes = 0;
-  std::uint64_t bytes = 0;              // Tree::bytes of all trees
+  std::uint64_t bytes = 0;  // Tree::bytes of all trees
+  double mean_depth = 0;    // of the leaves selected
+  // A round over all trees, the fastest of `rounds`: gather (select, virtual loss) and all of it (expand,
+  // back up).
+  double gather_seconds = 0;
+  double gather_cpu_seconds = 0;
+  double round_seconds = 0;
+  double round_cpu_seconds = 0;
   std::uint64_t round_simulations = 0;  // of all rounds
-  double mean_depth = 0;                // of the leaves selected
 };
 
 // Throws ParamError.

@@ -98,7 +98,17 @@ void Tree::open_expansion(NodeId node) {
   if (node != kNone) rows_.child(node) = e;
 }
 
-void Tree::prefetch() const { __builtin_prefetch(rows_.lines); }
+void Tree::prefetch() const {
+  constexpr std::size_t kTop = 48;  // expansions; the first ones are those nearest to the root
+  const auto fetch = [](const auto& rows, std::size_t count) {
+    const char* const begin = reinterpret_cast<const char*>(rows.data());
+    const std::size_t bytes = std::min(count, rows.size()) * sizeof(rows[0]);
+    for (std::size_t at = 0; at < bytes; at += sizeof(Line)) __builtin_prefetch(begin + at, 1);
+  };
+  fetch(lines_, kTop << rows_.shift);
+  fetch(links_, kTop);
+  fetch(flight_, kTop << rows_.lane_shift());
+}
 
 NodeId Tree::select(std::uint32_t simulation, std::uint32_t* leaf_depth) const {
   std::uint32_t e = 0;

@@ -126,7 +126,7 @@ class Tree {
   // Nodes whose in-flight count is not 0: none in a tree at rest.
   std::size_t nodes_in_flight() const;
 
-  // Asks the processor for what the next selection reads first.
+  // Asks the processor for what the next selections read; for a tree that is cold and comes next.
   void prefetch() const;
 
  private:
