@@ -1,11 +1,14 @@
 """Type stubs of the native core, one section per csrc/bindings/register_*.cpp."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
 
 from restrl.errors import RestrlError
 
-# ---- register_search.cpp ----
+# ---- register_search.cpp, register_forest.cpp ----
 
 class SearchError(RestrlError):
     """Base of the search engine's errors."""
@@ -41,7 +44,7 @@ class SearchParams:
         virtual_loss: Literal["loss", "unobserved"] | str | None = None,
         reuse: bool | None = None,
         in_order: bool | None = None,
-        step_ends: tuple[str, ...] | None = None,
+        step_ends: Sequence[str] | None = None,
     ) -> None: ...
     @property
     def mode(self) -> str: ...
@@ -91,6 +94,9 @@ class Request:
     @property
     def state(self) -> str: ...
 
+_Ids = Sequence[int] | NDArray[np.integer[Any]]
+_Values = Sequence[Sequence[float]] | Sequence[float] | NDArray[np.floating[Any]]
+
 class _Expansion(TypedDict):
     state: str
     programs: list[str]  # [params.k], the reused ones first
@@ -119,23 +125,47 @@ class _Stats(TypedDict):
     bytes: int  # memory besides text
 
 class Forest:
-    """Many search trees; any method may be called from any thread (contract: csrc/search/forest.h)."""
+    """Many search trees; any method may be called from any thread (contract: csrc/search/forest.h).
 
-    def __init__(self, params: SearchParams, seed: int = 0) -> None: ...
+    `splitter` takes the place of params.step_ends: text -> length in characters of its first step, at least
+    1, len(text) or more for one last step. Its text is a completion without the white space at its end, and
+    a newline, or what is left of one; it must depend on the text alone. It is called by fulfil(), in the
+    thread that calls that and with no lock held; what it raises comes out there, with nothing changed.
+
+    Ids are a list, a tuple or an array of integers. Scores are a list with a row for each request, a flat
+    list, or an array of float64 of any shape, the rows one after the other; completions a list with a row of
+    str for each request, or a flat list. Without rows every request gets as many as it needs. Completions
+    are held by reference, not copied.
+    """
+
+    def __init__(
+        self, params: SearchParams, seed: int = 0, splitter: Callable[[str], int] | None = None
+    ) -> None: ...
     @property
     def params(self) -> SearchParams: ...
     @property
     def seed(self) -> int: ...
     def add(self, key: str, state: str) -> int: ...
     def next(self, max_requests: int) -> list[Request]: ...
+    def take(
+        self, max_requests: int
+    ) -> tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32]]:
+        """next() as arrays: ids, trees, simulations, k."""
+
     def fulfil(
         self,
-        ids: Sequence[int],
-        completions: Sequence[list[str]] | None = None,
-        completion_values: Sequence[Sequence[float]] | None = None,
-        child_values: Sequence[Sequence[float]] | None = None,
+        ids: _Ids,
+        completions: Sequence[Sequence[str]] | Sequence[str] | None = None,
+        completion_values: _Values | None = None,
+        child_values: _Values | None = None,
     ) -> None: ...
-    def cancel(self, ids: Sequence[int]) -> None: ...
+    def states(self, ids: _Ids) -> list[str]:
+        """The states of the requests' leaves."""
+
+    def children(self, ids: _Ids) -> NDArray[np.uint32]:
+        """How many children each request's expansion has: so many child_values it needs."""
+
+    def cancel(self, ids: _Ids) -> None: ...
     def cancel_all(self) -> None: ...
     def expansion(self, id: int) -> _Expansion: ...
     def take_finished(self) -> list[int]: ...

@@ -34,6 +34,17 @@ def tie_draw(seed: int, key: str, simulation: int, depth: int) -> int:
 
 
 @dataclass(eq=False)
+class Sample:
+    """A completion at a node: `text` follows its state, `step` is what leads to `child`."""
+
+    text: str
+    value: float
+    step: str
+    child: Node
+    source: Sample | None
+
+
+@dataclass(eq=False)
 class Node:
     state: str
     parent: Node | None = None
@@ -44,7 +55,13 @@ class Node:
     W: float = 0.0
     V: float = 0.0
     children: dict[str, Node] = field(default_factory=dict)
-    completions: list[tuple[str, float]] = field(default_factory=list)
+    completions: list[Sample] = field(default_factory=list)
+
+
+def first_step(text: str, ends: tuple[str, ...]) -> int:
+    """Length of the first step: the shortest beginning that ends in one of `ends`, else all of `text`."""
+    lengths = [text.index(end) + len(end) for end in ends if end in text]
+    return min(lengths, default=len(text))
 
 
 def grow(
@@ -55,10 +72,15 @@ def grow(
     sample: Callable[[str, int], list[str]],
     score: Callable[[str], float],
     score_child: Callable[[str], float],
+    splitter: Callable[[str], int] | None = None,
 ) -> Node:
     """The tree after `params["simulations"]` simulations; `score` judges whole programs."""
     by_value = params["mode"] == "value"
+    k, reuse, limit = params["k"], params.get("reuse", False), params.get("max_samples", 0)
+    ends = params.get("step_ends", ("\n",))
+    splitter = splitter or (lambda text: first_step(text, ends))
     root = Node(root_state, visible=True)
+    drawn = 0
     for simulation in range(params["simulations"]):
         node, depth = root, 0
         while node.children:
@@ -70,40 +92,50 @@ def grow(
             node = best[tie_draw(seed, key, simulation, depth) % len(best) if seeded else 0]
             depth += 1
 
-        visits, total = 0, 0.0
+        own, own_total = 0, 0.0  # for the node
+        path, path_total = 0, 0.0  # for its ancestors
         if node.terminal:
-            visits, total = 1, score(node.state) if node.N == 0 else node.V
+            own, own_total = 1, score(node.state) if node.N == 0 else node.V
+            path, path_total = own, own_total
         else:
+            above = node.parent.completions if reuse and node.parent else []
+            inherited = [sample for sample in above if sample.child is node]
+            fresh = k - len(inherited)
+            if limit and drawn + fresh > limit:
+                return root
+            drawn += fresh
             node.simulation = simulation
-            for text in sample(node.state, simulation):
-                text = text.rstrip()
-                last_line = "\n" not in text
-                action = (text if last_line else text[: text.index("\n")]) + "\n"
-                program = node.state + text + "\n"
-                node.completions.append((program, score(program)))
-                new = action not in node.children
-                child = node.children.setdefault(action, Node(node.state + action, node, last_line))
+            texts = [sample.text[len(sample.step) :] or "\n" for sample in inherited]
+            texts += [text.rstrip() + "\n" for text in sample(node.state, simulation)[:fresh]]
+            for i, text in enumerate(texts):
+                step = text[: splitter(text)]
+                source = inherited[i] if i < len(inherited) else None
+                value = source.value if source else score(node.state + text)
+                new = step not in node.children
+                child = node.children.setdefault(step, Node(node.state + step, node, step == text))
+                node.completions.append(Sample(text, value, step, child, source))
                 if by_value:
                     if new:
                         child.V = score_child(child.state)
                     child.N += 1
                     child.W += child.V
                 else:
-                    visits += 1
-                    total += node.completions[-1][1]
+                    own, own_total = own + 1, own_total + value
+                    if source is None:
+                        path, path_total = path + 1, path_total + value
             for child in sorted(node.children.values(), key=lambda child: -child.V)[
                 : params["num_decisions"]
             ]:
                 child.visible = True
             if by_value:
                 for child in node.children.values():
-                    visits += child.N
-                    total += child.W
+                    own, own_total = own + child.N, own_total + child.W
+                path, path_total = own, own_total
 
         up: Node | None = node
         while up is not None:
-            up.N += visits
-            up.W += total
+            up.N += own if up is node else path
+            up.W += own_total if up is node else path_total
             up.V = up.W / up.N
             up = up.parent
     return root
@@ -134,8 +166,15 @@ def as_rows(root: Node) -> dict[str, Any]:
         }
         for node in nodes
     ]
-    completions = [[i, program, value] for i, node in enumerate(nodes) for program, value in node.completions]
-    return {"nodes": rows, "completions": completions, "best": max(completions, key=lambda row: row[2])[1]}
+    samples = [(i, node, sample) for i, node in enumerate(nodes) for sample in node.completions]
+    order = {id(sample): row for row, (_, _, sample) in enumerate(samples)}
+    completions = [[i, node.state + sample.text, sample.value] for i, node, sample in samples]
+    return {
+        "nodes": rows,
+        "completions": completions,
+        "sources": [order[id(sample.source)] if sample.source else -1 for _, _, sample in samples],
+        "best": max(completions, key=lambda row: row[2])[1] if completions else None,
+    }
 
 
 # Lines that try the text rules: white space of every kind at the end, blank lines, repeats, lone carriage
@@ -213,6 +252,7 @@ def main() -> None:
         root = grow(case["name"], case["root"], case["params"], seed, sample, score, score_child)
         record = {"key": case["name"], "seed": seed, "root": case["root"], "params": case["params"]}
         record |= {"answers": answers, "scores": scores, "child_scores": child_scores, "tree": as_rows(root)}
+        record["tree"].pop("sources")  # no reuse in the golden trees
         path = GOLDEN / f"{case['name']}.json"
         path.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         print(f"{path}: {len(record['tree']['nodes'])} nodes")

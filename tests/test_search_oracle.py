@@ -30,31 +30,40 @@ def read(forest: Forest, tree: int) -> dict[str, Any]:
         row = dict(parent=parent, state=states[-1], simulation=simulation, N=N, W=W, V=V)
         nodes.append(row | dict(terminal=terminal, expanded=expanded, visible=visible))
     completions = [[node, states[node] + text, value] for node, _, value, text, _ in view["completions"]]
+    for _, child, _, text, _ in view["completions"]:
+        assert text.startswith(view["nodes"][child][-1])
     return {
         "nodes": nodes,
         "completions": completions,
-        "best": max(completions, key=lambda row: row[2])[1],
+        "sources": [source for *_, source in view["completions"]],
+        "best": max(completions, key=lambda row: row[2])[1] if completions else None,
     }
 
 
-def grow_native(key, root, params, seed, sample, score, score_child) -> dict[str, Any]:
-    forest = Forest(SearchParams(**params), seed)
+def grow_native(key, root, params, seed, sample, score, score_child, splitter=None) -> dict[str, Any]:
+    forest = Forest(SearchParams(**params), seed, splitter)
     tree = forest.add(key, root)
     while requests := forest.next(8):
         (request,) = requests
-        forest.fulfil([request.id], completions=[sample(request.state, request.simulation)])
+        texts = sample(request.state, request.simulation)[: request.k]
+        assert request.k + request.reused == params["k"]
+        forest.fulfil([request.id], completions=[texts])
         split = forest.expansion(request.id)
+        assert split["reused"] == request.reused
         children = (
             [[score_child(child) for child in split["children"]]] if params["mode"] == "value" else None
         )
         forest.fulfil(
             [request.id],
-            completion_values=[[score(program) for program in split["programs"]]],
+            completion_values=[[score(program) for program in split["programs"][request.reused :]]],
             child_values=children if params["mode"] == "value" else None,
         )
     assert forest.take_finished() == [tree]
-    assert forest.stats(tree)["simulations"] == params["simulations"]
-    assert forest.stats(tree)["collisions"] == 0
+    stats = forest.stats(tree)
+    if not params.get("max_samples"):
+        assert stats["simulations"] == params["simulations"]
+    assert stats["collisions"] == 0
+    assert stats["samples"] + stats["reused"] == stats["completions"] == params["k"] * stats["expansions"]
     assert forest.nodes_in_flight(tree) == 0
     return read(forest, tree)
 
@@ -66,6 +75,7 @@ def assert_equal_trees(native: dict[str, Any], expected: dict[str, Any]) -> None
         assert abs(mine["V"] - theirs["V"]) <= math.ulp(theirs["V"])
         assert {**mine, "V": 0} == {**theirs, "V": 0}
     assert native["completions"] == expected["completions"]
+    assert native["sources"] == expected.get("sources", [-1] * len(native["completions"]))
     assert native["best"] == expected["best"]
 
 
@@ -99,6 +109,17 @@ NO_SPACES = "ab\u200b\u180e\ud800\U0001d6fcé"
 TEXT = st.lists(st.sampled_from([*oracle.LINES, *ODD]), max_size=4).map("\n".join)
 
 
+def two_lines(text: str) -> int:
+    """Cuts after two lines, blank lines not counted."""
+    length, lines = 0, 0
+    for line in text.splitlines(keepends=True):
+        length += len(line)
+        lines += bool(line.strip())
+        if lines == 2:
+            break
+    return length
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     pool=st.lists(TEXT, min_size=1, max_size=12),
@@ -111,19 +132,22 @@ TEXT = st.lists(st.sampled_from([*oracle.LINES, *ODD]), max_size=4).map("\n".joi
     seed=st.integers(0, 2**64 - 1),
     root=TEXT,
     key=st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
+    reuse=st.booleans(),
+    step_ends=st.sampled_from([("\n",), (" ",), ("\n", "x"), ("a =", "= 1\n"), ("é", "\r")]),
+    splitter=st.sampled_from([None, None, None, two_lines, lambda text: 3]),
+    max_samples=st.sampled_from([0, 0, 1, 7, 23]),
 )
 def test_random_trees_equal_the_oracle_bit_for_bit(
-    pool, mode, ties, k, num_decisions, c, simulations, seed, root, key
+    pool, seed, root, key, splitter, simulations, **rest
 ) -> None:
-    params = dict(
-        mode=mode, ties=ties, k=k, num_decisions=num_decisions, c=c, eps=0.1, simulations=simulations
-    )
+    params = dict(eps=0.1, simulations=simulations, **rest)
+    k = params["k"]
 
     def sample(state: str, simulation: int) -> list[str]:
         draw = oracle.mix(seed ^ simulation ^ len(state))
         return [pool[oracle.mix(draw + i) % len(pool)] for i in range(k)]
 
-    task = (key, root, params, seed, sample, oracle.toy_score, oracle.toy_child_score)
+    task = (key, root, params, seed, sample, oracle.toy_score, oracle.toy_child_score, splitter)
     assert_equal_trees(grow_native(*task), oracle.as_rows(oracle.grow(*task)))
 
 

@@ -52,18 +52,24 @@ Scores dummy_scores(std::uint64_t seed, const Request& request, std::size_t chil
 
 void answer_dummy(Forest& forest, std::uint64_t seed, std::span<const Request> requests, std::uint32_t ends) {
   std::vector<RequestId> ids;
-  std::vector<Answer> answers;
+  std::vector<std::string> texts;
   for (const Request& request : requests) {
     ids.push_back(request.id);
-    answers.push_back({dummy_texts(seed, request, ends), {}});
+    for (std::string& text : dummy_texts(seed, request, ends)) texts.push_back(std::move(text));
   }
-  forest.fulfil(ids, std::move(answers));
-  answers = std::vector<Answer>(requests.size());
-  for (std::size_t i = 0; i < requests.size(); ++i) {
+  const std::vector<Sampled> completions(texts.begin(), texts.end());
+  forest.fulfil(ids,
+                {.completions = Flat<Sampled>{completions}, .completion_values = {}, .child_values = {}});
+  std::vector<double> values, child_values;
+  for (const Request& request : requests) {
     const bool by_children = forest.params().mode == Mode::value;
-    answers[i].scores = dummy_scores(seed, requests[i], by_children ? forest.children(ids[i]) : 0);
+    const Scores scores = dummy_scores(seed, request, by_children ? forest.children(request.id) : 0);
+    values.insert(values.end(), scores.completions.begin(), scores.completions.end());
+    child_values.insert(child_values.end(), scores.children.begin(), scores.children.end());
   }
-  forest.fulfil(ids, std::move(answers));
+  forest.fulfil(ids, {.completions = {},
+                      .completion_values = Flat<double>{values},
+                      .child_values = Flat<double>{child_values}});
 }
 
 std::uint64_t run_dummy(Forest& forest, std::uint64_t seed, std::size_t batch, std::uint32_t ends) {
@@ -72,7 +78,8 @@ std::uint64_t run_dummy(Forest& forest, std::uint64_t seed, std::size_t batch, s
     const std::vector<Request> requests = forest.next(batch);
     if (requests.empty()) {
       if (forest.in_flight() == 0) return answered;
-      std::this_thread::yield();  // another thread holds the requests that everything waits for
+      std::this_thread::yield();  // another thread holds the requests that
+                                  // everything waits for
       continue;
     }
     answer_dummy(forest, seed, requests, ends);

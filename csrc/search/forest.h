@@ -1,88 +1,56 @@
 // Many search trees behind one pull-based interface; the model enters only through requests and answers.
 //
-// Concurrency: every public function may be called from any thread at any time; one mutex guards everything
-// below it, and no function calls back into the caller. A tree's shape depends on its key, its root state,
-// the seed, the parameters and the answers alone: with `in_order` its answers are applied in the order of its
-// requests, and simulation j is selected at the moment when exactly the answers up to j - F are applied
-// (F = leaves_in_flight), whoever calls next() or fulfil() first and however much they take. The one
-// exception is a tree whose requests were cancelled: it goes on when next() comes to it again.
+// Concurrency: every public function may be called from any thread at any time. Trees are dealt out to
+// shards, each under a mutex of its own (shard.h); a call locks one shard at a time, so calls on trees of
+// different shards run beside each other, and what needs no tree (taking completions apart, a splitter that
+// calls Python) runs under no lock. No function calls back into the caller with a lock held. A tree's shape
+// depends on its key, its root state, the seed, the parameters and the answers alone: with `in_order` its
+// answers are applied in the order of its requests, and simulation j is selected at the moment when exactly
+// the answers up to j - F are applied (F = leaves_in_flight), whoever calls next() or fulfil() first and
+// however much they take. The one exception is a tree whose requests were cancelled: it goes on when next()
+// comes to it again.
 //
 //   add ──► idle ──next()──► selecting ──► window of at most F simulations, oldest first
-//                               ▲            [ terminal: answered at once ]
+//                               ▲            [ terminal visit, or nothing to ask: answered at once ]
 //                               │            [ request ──next()──► caller ──fulfil(completions)──► split
 //                               │                                          ──fulfil(scores)──► answered ]
 //                               └── apply (expand, back up, virtual loss released) ◄── oldest, once answered
 //
+//   fulfil:  claim under the locks ──► check and split under none ──► hand in under the locks
+//
 // A selection that meets a leaf already in flight is a collision: it is counted and forgotten, and the tree
-// selects again after the next answer. A visit of a terminal node takes its place in the window but needs no
-// answer; every simulation counts, so that a tree of nothing but terminal nodes ends too.
+// selects again after the next answer; its places go to other trees. A visit of a terminal node takes its
+// place in the window but needs no answer, and with reuse neither does a leaf that inherits all its
+// completions (in value mode its children still want scores); every simulation counts, so that a tree of
+// nothing but terminal nodes ends too. cancel_all() beats a fulfil() that runs beside it: the answer is
+// dropped. A call that names a request which another fulfil() is answering gets a RequestError.
 #pragma once
 
+#include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <memory>
-#include <mutex>
-#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
+#include "search/forest_data.h"
+#include "search/mailbox.h"
 #include "search/params.h"
-#include "search/text.h"
+#include "search/shard.h"
 #include "search/tree.h"
 
 namespace restrl::search {
 
-using TreeId = std::uint32_t;
-using RequestId = std::uint64_t;  // generation << 32 | slot: an old id is never mistaken for a new one
-
-// A leaf to expand: sample k completions of state(id).
-struct Request {
-  RequestId id;
-  TreeId tree;
-  std::uint32_t simulation;  // number of the simulation in its tree, from 0; never used twice
-  std::uint32_t k;       // completions to draw; 0 if all are reused (value mode: its children want scores)
-  std::uint32_t reused;  // completions the leaf has already; k + reused = params.k
-};
-
-// Completions, scores or both; what is left out comes with a later call (or came with an earlier one).
-struct Answer {
-  std::optional<std::vector<std::string>> completions;  // request.k of them, cut at the stop strings
-  std::optional<Scores> scores;
-};
-
-// What has to be scored: a completion's program is `state` + its text, a child's is `state` + its line.
-struct Expansion {
-  struct Child {
-    std::string line;
-    bool terminal;
-  };
-  std::string state;
-  std::uint32_t reused;
-  std::vector<std::string> texts;  // [params.k], the reused ones first
-  std::vector<std::uint32_t> child_of;
-  std::vector<Child> children;
-};
-
-struct TreeStats {
-  std::uint32_t simulations = 0;      // applied, terminal visits included
-  std::uint32_t expansions = 0;       // applied
-  std::uint32_t terminal_visits = 0;  // applied
-  std::uint32_t completions = 0;      // of the applied expansions: samples + reused
-  std::uint32_t samples = 0;          // of them drawn from the policy
-  std::uint32_t reused = 0;           // of them what followed a step of a completion further up
-  std::uint32_t collisions = 0;
-  std::uint32_t in_flight = 0;  // simulations under way
-  std::uint64_t nodes = 0;
-  std::uint64_t text_bytes = 0;
-  std::uint64_t bytes = 0;  // memory besides text
-};
-
 class Forest {
  public:
-  Forest(const SearchParams& params, std::uint64_t seed);  // throws ParamError
+  // `splitter` takes the place of params.step_ends. Throws ParamError.
+  Forest(const SearchParams& params, std::uint64_t seed, Splitter splitter = nullptr);
+  Forest(const Forest&) = delete;
+  Forest& operator=(const Forest&) = delete;
 
   const SearchParams& params() const { return params_; }
   std::uint64_t seed() const { return seed_; }
@@ -90,13 +58,17 @@ class Forest {
   // A tree whose root is `state`; `key` keys its random draws.
   TreeId add(std::string_view key, std::string_view state);
 
-  // At most `max_requests` leaves to expand, oldest first, over all trees. An empty answer means that every
-  // unfinished tree waits for answers. `states`, where given, gets the leaves' states in the same order.
+  // At most `max_requests` leaves to expand, shard by shard, oldest first in each. An empty answer means that
+  // every unfinished tree waits for answers. `states`, where given, gets the leaves' states in the same
+  // order. The second form appends.
   std::vector<Request> next(std::size_t max_requests, std::vector<std::string>* states = nullptr);
+  void next(std::size_t max_requests, std::vector<Request>& requests, std::vector<std::string>* states);
 
-  // One answer per id. All are checked before any is taken: throws RequestError or AnswerError with nothing
-  // changed.
-  void fulfil(std::span<const RequestId> ids, std::vector<Answer> answers);
+  // One answer per id. All are checked before any is taken: throws RequestError, AnswerError or what the
+  // splitter throws with nothing changed. The owners of completions belong to the forest from the call on,
+  // whatever comes of it: take_dropped() gives each of them back, once nobody reads its text any more. Texts
+  // without an owner are copied (with a splitter every text needs an owner).
+  void fulfil(std::span<const RequestId> ids, const Answers& answers);
 
   // Gives requests back that will never be answered: their simulations do not count. Throws RequestError with
   // nothing changed. cancel_all() takes back every unanswered request, handed out or not.
@@ -113,59 +85,31 @@ class Forest {
   TreeView view(TreeId tree) const;
   void remove(TreeId tree);  // throws RequestError while simulations are under way
 
- private:
-  struct Simulation {
-    std::uint32_t number;
-    NodeId node;
-    bool terminal;
-    std::uint32_t samples;       // to draw
-    std::uint32_t slot = kNone;  // of its request; kNone if it asks for nothing
-    VirtualLoss loss;
-    std::vector<std::string> texts{};
-    std::optional<Split> split{};
-    std::optional<Scores> scores{};
-    bool answered() const { return terminal || scores.has_value(); }
-  };
-  struct Lane {  // a tree and its window; `window` dies before `tree`
-    TreeId id;
-    Tree tree;
-    std::deque<std::unique_ptr<Simulation>> window{};
-    std::uint32_t next_number = 0;
-    std::uint32_t started = 0;  // simulations applied or in the window
-    std::uint32_t samples = 0;  // drawn by them
-    bool spent = false;         // a selected leaf needed more samples than were left
-    bool idle = true;           // waits in idle_ for next()
-    bool finished = false;
-    bool collided = false;  // since the last change of the tree or its window: selecting again would too
-    TreeStats stats{};
-  };
-  struct Slot {
-    std::uint32_t generation = 0;
-    Lane* lane = nullptr;
-    Simulation* simulation = nullptr;
-  };
+  // Cancels everything and removes all trees. No other call may run beside it.
+  void clear();
 
-  Lane& lane(TreeId id) const;
-  const Slot& slot(RequestId id) const;
-  void check(const Slot& slot, RequestId id, const Answer& answer, std::optional<Split>& split) const;
-  Split split_of(const Lane& lane, const Simulation& simulation, const std::vector<std::string>& texts) const;
-  bool budget_left(const Lane& lane) const;
-  bool start_one(Lane& lane);
-  bool apply_one(Lane& lane);
-  void advance(Lane& lane);
-  void open_request(Lane& lane, Simulation& simulation);
-  void close_request(Simulation& simulation);
-  void drop(Lane& lane, Simulation* simulation);
+  bool has_dropped() const { return !graveyard_.empty(); }
+  std::vector<void*> take_dropped() { return graveyard_.take(); }
+
+ private:
+  friend class Claim;
+  Shard& shard(std::uint64_t id) const { return *shards_[id % Shard::kShards]; }
+  std::atomic<std::uint32_t>& cursor();
 
   const SearchParams params_;
   const std::uint64_t seed_;
-  mutable std::mutex mutex_;
-  std::vector<std::unique_ptr<Lane>> lanes_;  // by TreeId; null once removed
-  std::vector<Slot> slots_;
-  std::vector<std::uint32_t> free_slots_;
-  std::deque<RequestId> ready_;  // selected, not handed out yet; ids of cancelled requests are skipped
-  std::deque<TreeId> idle_;
-  std::vector<TreeId> finished_;
+  const Splitter splitter_;
+  Mailbox<void*> graveyard_;
+  Mailbox<TreeId> finished_;
+  std::atomic<std::uint32_t> trees_ = 0;
+  std::array<std::unique_ptr<Shard>, Shard::kShards> shards_;
+  // Where next() begins, a place for each of the first threads that call it: they keep apart, and a forest
+  // with one caller hands its requests out in one order. The others share the last place.
+  struct Cursor {
+    std::atomic<std::thread::id> thread;
+    std::atomic<std::uint32_t> shard;
+  };
+  std::array<Cursor, 8> cursors_;
 };
 
 }  // namespace restrl::search

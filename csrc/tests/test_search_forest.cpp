@@ -1,95 +1,20 @@
-// Requests in flight: order, partial answers, cancels, errors, threads. Also the sanitizers' scenario.
-#include <algorithm>
-#include <cstring>
+// Requests in flight: order, partial answers, cancels, errors, threads.
 #include <limits>
 #include <string>
 #include <thread>
-#include <utility>
 #include <vector>
 
 #include "check.h"
+#include "forest_tools.h"
 #include "search/dummy.h"
 #include "search/errors.h"
 #include "search/forest.h"
 #include "search/random.h"
 
 using namespace restrl::search;
+using namespace restrl::testing;
 
 namespace {
-
-SearchParams make(Mode mode, std::uint32_t simulations, std::uint32_t leaves) {
-  SearchParams params = SearchParams::defaults(mode);
-  params.simulations = simulations;
-  params.leaves_in_flight = leaves;
-  return params;
-}
-
-bool same_bits(double a, double b) { return std::memcmp(&a, &b, sizeof a) == 0; }
-
-bool same_tree(const TreeView& a, const TreeView& b) {
-  if (a.nodes.size() != b.nodes.size() || a.completions.size() != b.completions.size()) return false;
-  for (std::size_t i = 0; i < a.nodes.size(); ++i) {
-    const NodeView &x = a.nodes[i], &y = b.nodes[i];
-    if (x.parent != y.parent || x.simulation != y.simulation || x.N != y.N || !same_bits(x.W, y.W) ||
-        !same_bits(x.V, y.V) || x.terminal != y.terminal || x.expanded != y.expanded ||
-        x.visible != y.visible || x.line != y.line) {
-      return false;
-    }
-  }
-  for (std::size_t i = 0; i < a.completions.size(); ++i) {
-    if (a.completions[i].text != b.completions[i].text) return false;
-  }
-  return true;
-}
-
-// Answers everything, in shuffled pieces: `shuffle` decides the size of a call, its order, and whether an
-// answer comes whole or in two parts.
-void run_shuffled(Forest& forest, std::uint64_t shuffle) {
-  std::vector<Request> open;
-  std::vector<RequestId> begun;  // completions are there, scores are not
-  for (std::uint64_t step = 0;; ++step) {
-    const std::uint64_t random = draw(shuffle, step, 0, 0);
-    for (const Request& request : forest.next(1 + random % 7)) open.push_back(request);
-    if (open.empty()) return;
-    const std::size_t pick = (random >> 8) % open.size();
-    const Request request = open[pick];
-    const std::vector ids{request.id};
-    if (std::find(begun.begin(), begun.end(), request.id) == begun.end()) {
-      forest.fulfil(ids, {Answer{dummy_texts(1, request), {}}});
-      CHECK(forest.expansion(request.id).texts.size() == forest.params().k);
-      begun.push_back(request.id);
-      if ((random >> 40) % 2 == 0) continue;
-    }
-    const bool by_children = forest.params().mode == Mode::value;
-    forest.fulfil(ids, {Answer{{}, dummy_scores(1, request, by_children ? forest.children(request.id) : 0)}});
-    open.erase(open.begin() + static_cast<std::ptrdiff_t>(pick));
-  }
-}
-
-void check_at_rest(const Forest& forest, TreeId tree) {
-  CHECK(forest.in_flight() == 0);
-  CHECK(forest.nodes_in_flight(tree) == 0);
-}
-
-// Visits are conserved: below the root every node's N is what its expansion and its children brought.
-void check_totals(const Forest& forest, TreeId tree) {
-  const TreeStats stats = forest.stats(tree);
-  const TreeView view = forest.view(tree);
-  CHECK(stats.simulations == stats.expansions + stats.terminal_visits);
-  CHECK(stats.completions == stats.expansions * forest.params().k);
-  CHECK(view.nodes[0].N == stats.completions + stats.terminal_visits);
-  std::vector<std::uint64_t> below(view.nodes.size());
-  for (std::size_t i = view.nodes.size(); i-- > 1;) below[view.nodes[i].parent] += view.nodes[i].N;
-  for (std::size_t i = 0; i < view.nodes.size(); ++i) {
-    if (!view.nodes[i].expanded) continue;
-    if (forest.params().mode == Mode::value) {
-      const bool root = i == 0;
-      CHECK(root ? view.nodes[i].N == below[i] : view.nodes[i].N > below[i]);
-    } else {
-      CHECK(view.nodes[i].N == below[i] + forest.params().k);
-    }
-  }
-}
 
 void test_arrival_order_does_not_matter(Mode mode) {
   for (std::uint32_t leaves : {1u, 3u, 8u}) {
@@ -131,17 +56,17 @@ void test_window() {
   CHECK(first.size() == 1);  // the root is in flight: everything else collides with it
   CHECK(forest.stats(tree).collisions == 1);
   CHECK(forest.next(100).empty());
-  forest.fulfil(std::vector{first[0].id},
-                {Answer{{{"a\nx", "b\nx", "c\nx", "d\nx", "e\nx"}}, Scores{{0, 0, 0, 0, 0}, {}}}});
+  fulfil(forest, std::vector{first[0].id},
+         {Answer{{{"a\nx", "b\nx", "c\nx", "d\nx", "e\nx"}}, Scores{{0, 0, 0, 0, 0}, {}}}});
   const auto second = forest.next(2);
   const auto third = forest.next(100);
   CHECK(second.size() == 2 && third.size() == 1);  // three visible children, then a collision
   CHECK(forest.stats(tree).in_flight == 3 && forest.stats(tree).collisions == 2);
   // A later answer waits for the earlier ones.
   const Answer terminal{{{"x", "x", "x", "x", "x"}}, Scores{{1, 1, 1, 1, 1}, {}}};
-  forest.fulfil(std::vector{third[0].id}, {terminal});
+  fulfil(forest, std::vector{third[0].id}, {terminal});
   CHECK(forest.stats(tree).simulations == 1 && forest.next(100).empty());
-  forest.fulfil(std::vector{second[0].id}, {terminal});
+  fulfil(forest, std::vector{second[0].id}, {terminal});
   CHECK(forest.stats(tree).simulations >= 2);
 }
 
@@ -152,7 +77,7 @@ void test_terminal_only_tree_ends() {
     const auto requests = forest.next(10);
     const Scores scores{{1, 1, 0, 0, 0},
                         mode == Mode::value ? std::vector<double>{1, 0.5} : std::vector<double>{}};
-    forest.fulfil(std::vector{requests[0].id}, {Answer{{{"x", "x", "y", "y", "y"}}, scores}});
+    fulfil(forest, std::vector{requests[0].id}, {Answer{{{"x", "x", "y", "y", "y"}}, scores}});
     CHECK(forest.next(10).empty());
     const TreeStats stats = forest.stats(tree);
     CHECK(stats.simulations == 1000 && stats.expansions == 1 && stats.terminal_visits == 999);
@@ -183,7 +108,7 @@ void test_cancel() {
   const TreeView before = forest.view(tree);
   const auto handed = forest.next(1);
   CHECK(handed.size() == 1 && forest.stats(tree).in_flight > 1);  // some are not even handed out
-  forest.fulfil(std::vector{handed[0].id}, {Answer{{{"a", "b", "c", "d", "e"}}, {}}});
+  fulfil(forest, std::vector{handed[0].id}, {Answer{{{"a", "b", "c", "d", "e"}}, {}}});
   forest.cancel_all();
   check_at_rest(forest, tree);
   CHECK(same_tree(before, forest.view(tree)));
@@ -216,25 +141,26 @@ void test_errors_change_nothing() {
   const RequestId id = forest.next(1)[0].id;
   const std::vector ids{id};
   const std::vector<std::string> texts{"a\nb", "a\nb", "c", "c", "d"};
-  CHECK_THROWS(RequestError, "not open", forest.fulfil(std::vector{id + 1}, {Answer{texts, {}}}));
+  CHECK_THROWS(RequestError, "not open", fulfil(forest, std::vector{id + 1}, {Answer{texts, {}}}));
   CHECK_THROWS(RequestError, "twice",
-               forest.fulfil(std::vector{id, id}, {Answer{texts, {}}, Answer{texts, {}}}));
-  CHECK_THROWS(AnswerError, "2 answers", forest.fulfil(ids, {Answer{}, Answer{}}));
-  CHECK_THROWS(AnswerError, "needs 5 completions, not 1", forest.fulfil(ids, {Answer{{{"a"}}, {}}}));
-  CHECK_THROWS(AnswerError, "before its completions", forest.fulfil(ids, {Answer{{}, Scores{}}}));
+               fulfil(forest, std::vector{id, id}, {Answer{texts, {}}, Answer{texts, {}}}));
+  CHECK_THROWS(AnswerError, "2 lists of completions",
+               fulfil(forest, ids, {Answer{texts, {}}, Answer{texts, {}}}));
+  CHECK_THROWS(AnswerError, "needs 5 completions, not 1", fulfil(forest, ids, {Answer{{{"a"}}, {}}}));
+  CHECK_THROWS(AnswerError, "before its completions", fulfil(forest, ids, {Answer{{}, Scores{}}}));
   CHECK_THROWS(AnswerError, "no completions yet", forest.expansion(id));
-  forest.fulfil(ids, {Answer{texts, {}}});
-  CHECK_THROWS(AnswerError, "already", forest.fulfil(ids, {Answer{texts, {}}}));
+  fulfil(forest, ids, {Answer{texts, {}}});
+  CHECK_THROWS(AnswerError, "already", fulfil(forest, ids, {Answer{texts, {}}}));
   CHECK_THROWS(AnswerError, "needs 5 completion values, not 2",
-               forest.fulfil(ids, {Answer{{}, Scores{{1, 1}, {}}}}));
+               fulfil(forest, ids, {Answer{{}, Scores{{1, 1}, {}}}}));
   CHECK_THROWS(AnswerError, "needs 3 child values, not 0",
-               forest.fulfil(ids, {Answer{{}, Scores{{1, 1, 1, 1, 1}, {}}}}));
+               fulfil(forest, ids, {Answer{{}, Scores{{1, 1, 1, 1, 1}, {}}}}));
   const double nan = std::numeric_limits<double>::quiet_NaN();
   CHECK_THROWS(AnswerError, "not finite",
-               forest.fulfil(ids, {Answer{{}, Scores{{1, 1, 1, 1, nan}, {1, 1, 1}}}}));
+               fulfil(forest, ids, {Answer{{}, Scores{{1, 1, 1, 1, nan}, {1, 1, 1}}}}));
   CHECK(forest.stats(tree).simulations == 0 && forest.in_flight() == 1);
   CHECK_THROWS(RequestError, "1 simulations under way", forest.remove(tree));
-  forest.fulfil(ids, {Answer{{}, Scores{{1, 1, 1, 1, 1}, {1, 1, 1}}}});
+  fulfil(forest, ids, {Answer{{}, Scores{{1, 1, 1, 1, 1}, {1, 1, 1}}}});
   CHECK(forest.stats(tree).expansions == 1 && forest.view(tree).nodes[0].V == 1);
   CHECK_THROWS(RequestError, "not open", forest.state(id));
   CHECK_THROWS(RequestError, "no tree 7", forest.view(7));
@@ -283,5 +209,5 @@ int main() {
   test_max_samples();
   test_cancel();
   test_errors_change_nothing();
-  return restrl::testing::result();
+  return result();
 }

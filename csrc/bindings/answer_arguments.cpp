@@ -1,0 +1,106 @@
+#include "answer_arguments.h"
+
+#include <pybind11/critical_section.h>
+#include <pybind11/numpy.h>
+
+#include <string>
+
+#include "search/errors.h"
+
+namespace py = pybind11;
+
+namespace restrl {
+namespace {
+
+using search::AnswerError;
+
+bool is_row(PyObject* object) {
+  return PyList_Check(object) || PyTuple_Check(object) ||
+         (PyFloat_Check(object) == 0 && PyUnicode_Check(object) == 0 && PyLong_Check(object) == 0 &&
+          PySequence_Check(object) != 0);
+}
+
+// Calls function(item) for the items of a sequence, which nobody changes meanwhile. Returns how many.
+template <typename Function>
+std::size_t for_each(PyObject* sequence, const char* what, Function function) {
+  const auto items = py::reinterpret_steal<py::object>(
+      PySequence_Fast(sequence, ("expected a sequence of " + std::string(what)).c_str()));
+  if (!items) throw py::error_already_set();
+  const py::scoped_critical_section section(items);
+  const auto size = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(items.ptr()));
+  for (std::size_t i = 0; i < size; ++i) {
+    function(PySequence_Fast_GET_ITEM(items.ptr(), static_cast<Py_ssize_t>(i)));
+  }
+  return size;
+}
+
+// Rows or a flat sequence: add(item) for every item, the lengths of rows into `lengths`.
+template <typename Function>
+void for_each_item(PyObject* sequence, std::size_t requests, const char* what,
+                   std::vector<std::uint32_t>& lengths, Function add) {
+  bool flat = false;
+  const std::size_t outer = for_each(sequence, what, [&](PyObject* item) {
+    if (!flat && lengths.empty()) flat = !is_row(item);
+    if (flat) {
+      add(item);
+    } else {
+      if (!is_row(item)) throw py::type_error(std::string(what) + " are rows or one flat list, not both");
+      lengths.push_back(static_cast<std::uint32_t>(for_each(item, what, add)));
+    }
+  });
+  if (!flat && outer != requests) {
+    throw AnswerError(std::to_string(requests) + " requests got " + std::to_string(outer) + " lists of " +
+                      what);
+  }
+}
+
+}  // namespace
+
+Ids::Ids(const py::object& ids) {
+  if (PyList_Check(ids.ptr()) || PyTuple_Check(ids.ptr())) {
+    for_each(ids.ptr(), "request ids", [&](PyObject* item) {
+      const unsigned long long id = PyLong_AsUnsignedLongLong(item);
+      if (id == static_cast<unsigned long long>(-1) && PyErr_Occurred() != nullptr) {
+        if (PyErr_ExceptionMatches(PyExc_OverflowError) == 0) throw py::error_already_set();
+        PyErr_Clear();
+        throw search::RequestError("request " + std::string(py::repr(item)) +
+                                   " is not open: unknown, answered or cancelled");
+      }
+      list_.push_back(id);
+    });
+    ids_ = list_;
+    return;
+  }
+  const auto given = py::array::ensure(ids);
+  if (!given || (given.dtype().kind() != 'u' && given.dtype().kind() != 'i')) {
+    PyErr_Clear();
+    throw py::type_error("request ids are a list or an array of integers");
+  }
+  const py::array_t<search::RequestId, py::array::c_style | py::array::forcecast> array(given);
+  ids_ = {array.data(), static_cast<std::size_t>(array.size())};
+  array_ = array;
+}
+
+Values::Values(const py::object& values, std::size_t requests, const char* what) {
+  if (PyList_Check(values.ptr()) || PyTuple_Check(values.ptr())) {
+    list_.reserve(requests);
+    for_each_item(values.ptr(), requests, what, lengths_, [&](PyObject* item) {
+      const double value = PyFloat_AsDouble(item);
+      if (value == -1.0 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+      list_.push_back(value);
+    });
+    values_ = list_;
+    return;
+  }
+  const auto array = py::array_t<double, py::array::c_style | py::array::forcecast>::ensure(values);
+  if (!array) throw py::error_already_set();
+  values_ = {array.data(), static_cast<std::size_t>(array.size())};
+  array_ = array;
+}
+
+Texts::Texts(const py::object& texts, std::size_t requests) {
+  texts_.reserve(requests);
+  for_each_item(texts.ptr(), requests, "completions", lengths_, [&](PyObject* item) { texts_.add(item); });
+}
+
+}  // namespace restrl

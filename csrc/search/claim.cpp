@@ -1,0 +1,225 @@
+#include "search/claim.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "search/errors.h"
+
+namespace restrl::search {
+namespace {
+
+constexpr std::size_t kHeld = 256;  // requests that are dealt with before others get the lock
+
+std::string named(RequestId id) { return "request " + std::to_string(id); }
+
+template <typename T>
+void check_lengths(const std::optional<Flat<T>>& rows, std::size_t requests, const char* what) {
+  if (rows && !rows->lengths.empty() && rows->lengths.size() != requests) {
+    throw AnswerError(std::to_string(requests) + " requests got " + std::to_string(rows->lengths.size()) +
+                      " lists of " + what);
+  }
+}
+
+void check_total(const char* what, std::size_t requests, std::size_t needed, std::size_t given) {
+  if (given != needed) {
+    throw AnswerError(std::to_string(requests) + " requests need " + std::to_string(needed) + " " + what +
+                      " in all, not " + std::to_string(given));
+  }
+}
+
+}  // namespace
+
+Claim::Claim(Forest& forest, std::span<const RequestId> ids, const Answers* answers)
+    : forest_(forest), ids_(ids), answers_(answers) {}
+
+Claim::~Claim() {
+  std::size_t i = done_;
+  locked(i, slots_.size(), [&](Shard& shard, Slot& slot) {
+    if (i < split_) slot.forget_completions(forest_.params_.k - slot.samples);
+    shard.unclaim(slot);
+  });
+  if (answers_ == nullptr || !answers_->completions) return;
+  for (std::size_t item = done_ == 0 ? 0 : rows_[done_]; item < answers_->completions->items.size(); ++item) {
+    void* owner = answers_->completions->items[item].owner;
+    if (owner != nullptr) forest_.graveyard_.add(owner);
+  }
+}
+
+// Calls function(shard, slot) for slots i .. end - 1, each under its shard's lock; `i` is the current one.
+template <typename Function>
+void Claim::locked(std::size_t& i, std::size_t end, Function function) {
+  while (i < end) {
+    Shard& shard = forest_.shard(ids_[i]);
+    const std::scoped_lock lock(shard.mutex);
+    for (std::size_t held = 0; held < kHeld && i < end && &forest_.shard(ids_[i]) == &shard; ++held, ++i) {
+      function(shard, *slots_[i]);
+    }
+  }
+}
+
+void Claim::take() {
+  slots_.reserve(ids_.size());
+  for (std::size_t i = 0; i < ids_.size();) {
+    Shard& shard = forest_.shard(ids_[i]);
+    const std::scoped_lock lock(shard.mutex);
+    for (; i < ids_.size() && &forest_.shard(ids_[i]) == &shard; ++i) {
+      Slot& slot = shard.slot(ids_[i]);
+      shard.claim(slot, ids_[i], this);
+      slots_.push_back(&slot);
+    }
+  }
+}
+
+void Claim::split() {
+  check_lengths(answers_->completions, ids_.size(), "completions");
+  if (!answers_->completions) return;
+  const Flat<Sampled>& rows = *answers_->completions;
+  rows_.assign(1, 0);
+  rows_.reserve(ids_.size() + 1);
+  for (std::size_t i = 0; i < ids_.size(); ++i) {
+    const Slot& slot = *slots_[i];
+    const std::size_t given = rows.lengths.empty() ? slot.samples : rows.lengths[i];
+    // A request of no samples has its completions from the start; none given again is no mistake.
+    if (slot.has_completions && slot.samples > 0) {
+      throw AnswerError(named(ids_[i]) + " has its completions already");
+    }
+    if (given != slot.samples) {
+      throw AnswerError(named(ids_[i]) + " needs " + std::to_string(slot.samples) + " completions, not " +
+                        std::to_string(given));
+    }
+    rows_.push_back(rows_.back() + given);
+  }
+  check_total("completions", ids_.size(), rows_.back(), rows.items.size());
+  for (std::size_t i = 0; i < ids_.size(); ++i) {
+    if (slots_[i]->samples == 0) continue;
+    split_ = i + 1;
+    split_one(*slots_[i], rows.items.subspan(rows_[i], rows_[i + 1] - rows_[i]));
+  }
+}
+
+void Claim::split_one(Slot& slot, std::span<const Sampled> completions) {
+  Split& split = slot.split;
+  std::size_t copied = 0;
+  for (const Sampled& sampled : completions) copied += sampled.owner == nullptr ? sampled.utf8.size() : 0;
+  slot.copies.clear();
+  slot.copies.reserve(copied);
+  for (const Sampled& sampled : completions) {
+    Text text = to_text(sampled.utf8, sampled.owner);
+    if (text.owner == nullptr) {
+      if (forest_.splitter_) throw AnswerError("a forest with a splitter needs completions with owners");
+      slot.copies += text.view();
+      text.data = slot.copies.data() + slot.copies.size() - text.size;
+    }
+    split.texts.push_back(text);
+    if (forest_.splitter_) split.steps.push_back(find_steps(slot, text));
+  }
+  split_texts(split, forest_.params_.step_ends);
+}
+
+// The first step of `text`; with reuse those of all that may follow it are noted for its lane.
+std::uint32_t Claim::find_steps(Slot& slot, Text text) {
+  std::uint32_t first = 0;
+  do {
+    scratch_ = text.str();
+    const std::size_t length = forest_.splitter_(scratch_);
+    if (length == 0) throw AnswerError("a splitter's step must be at least 1 long");
+    const auto step = static_cast<std::uint32_t>(std::min(length, scratch_.size()));
+    if (first == 0) first = step;
+    if (!forest_.params_.reuse) break;
+    steps_.push_back({&slot, text.data, step});
+    text = text.rest(step);
+  } while (text.size > 0);
+  return first;
+}
+
+void Claim::check() {
+  const auto& values = answers_->completion_values;
+  const auto& child_values = answers_->child_values;
+  check_lengths(values, ids_.size(), "completion_values");
+  check_lengths(child_values, ids_.size(), "child_values");
+  if (!values) {
+    if (child_values) throw AnswerError("child_values came without completion_values");
+    return;
+  }
+  const Flat<double> none{};
+  std::size_t begin = 0;
+  std::size_t child_begin = 0;
+  for (std::size_t i = 0; i < ids_.size(); ++i) {
+    Slot& slot = *slots_[i];
+    if (!slot.has_completions && !answers_->completions) {
+      throw AnswerError(named(ids_[i]) + " got scores before its completions");
+    }
+    take_values("completion", i, *values, slot.samples, begin, slot.completion_values);
+    const bool scored = forest_.params_.mode == Mode::value;
+    take_values("child", i, child_values ? *child_values : none, scored ? slot.split.children.size() : 0,
+                child_begin, slot.child_values);
+  }
+  check_total("completion values", ids_.size(), begin, values->items.size());
+  check_total("child values", ids_.size(), child_begin, child_values ? child_values->items.size() : 0);
+}
+
+void Claim::take_values(const char* what, std::size_t i, const Flat<double>& rows, std::size_t expected,
+                        std::size_t& begin, std::vector<double>& values) const {
+  const std::size_t given =
+      rows.lengths.empty() ? std::min(expected, rows.items.size() - begin) : rows.lengths[i];
+  if (given != expected || given > rows.items.size() - begin) {
+    throw AnswerError(named(ids_[i]) + " needs " + std::to_string(expected) + " " + what + " values, not " +
+                      std::to_string(given));
+  }
+  const std::span<const double> row = rows.items.subspan(begin, given);
+  for (const double value : row) {
+    if (!(std::abs(value) <= kLargestScore)) {
+      throw AnswerError(named(ids_[i]) + " got a " + what +
+                        " value that is not finite or beyond 1e200: " + std::to_string(value));
+    }
+  }
+  values.assign(row.begin(), row.end());
+  begin += given;
+}
+
+void Claim::hand_in() {
+  std::size_t i = 0;
+  std::size_t step = 0;
+  locked(i, ids_.size(), [&](Shard& shard, Slot& slot) {
+    for (; step < steps_.size() && steps_[step].slot == &slot; ++step) {
+      slot.lane->steps.insert_or_assign(steps_[step].place, steps_[step].length);
+    }
+    done_ = i + 1;
+    if (shard.unclaim(slot)) return;
+    slot.has_completions = true;
+    if (answers_->completion_values) shard.answer(slot);
+  });
+}
+
+void Claim::drop() {
+  std::size_t i = 0;
+  locked(i, ids_.size(), [&](Shard& shard, Slot& slot) {
+    done_ = i + 1;
+    if (!shard.unclaim(slot)) shard.drop(slot);
+  });
+}
+
+void Forest::fulfil(std::span<const RequestId> ids, const Answers& answers) {
+  Claim claim(*this, ids, &answers);
+  claim.take();
+  claim.split();
+  claim.check();
+  claim.hand_in();
+}
+
+void Forest::cancel(std::span<const RequestId> ids) {
+  Claim claim(*this, ids, nullptr);
+  claim.take();
+  claim.drop();
+}
+
+void Forest::clear() {
+  cancel_all();
+  for (const auto& place : shards_) {
+    const std::scoped_lock lock(place->mutex);
+    place->clear();
+  }
+}
+
+}  // namespace restrl::search
