@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import harness
+import numpy as np
 import peers
 from harness import Row
 
@@ -36,6 +37,8 @@ from restrl._core import Forest, SearchParams, bench_tree, run_dummy
 HISTORY = Path(__file__).parent / "history" / "search.json"
 CROWD = "10,000 trees x 16 leaves"
 REWARDS = peers.draw_rewards(50_000)
+SCORES = np.array(REWARDS)
+LONG = "    value = value * 2 + 1  # and so on\n" * 32  # 1.2 kB
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,10 @@ def speed_up(simulations: int) -> float:
     return 2 * one / bench_tree(simulations, trees=2, threads=2)["seconds"]
 
 
-def round_ms(simulations: int, trees: int = 1000) -> float:
-    """Gather 16 leaves of every tree, then apply them; wall time. Trees are cold when their turn comes."""
-    return bench_tree(simulations, trees=trees, leaves_in_flight=16, rounds=1)["round_seconds"] * 1e3
+def round_ms(simulations: int, part: Literal["gather", "round"]) -> float:
+    """1000 trees: gather 16 leaves of each, or gather and apply them; a tree is cold when its turn comes."""
+    found = bench_tree(simulations, trees=1000, leaves_in_flight=16, rounds=1)
+    return 1e3 * (found["gather_cpu_seconds"] if part == "gather" else found["round_cpu_seconds"])
 
 
 # -- the forest, with texts
@@ -120,24 +124,37 @@ def shared_speed_up(simulations: int) -> float:
     return grow(simulations, 64) / grow(simulations, 64, threads=2)
 
 
-def list_rate(simulations: int, texts: list[str]) -> float:
-    """One tree through Python lists, 64 requests at a time, the same completions for each."""
-    values = [list(rewards) for rewards in REWARDS]
-    forest = Forest(SearchParams(simulations=simulations, leaves_in_flight=64), 0)
-    forest.add("bench", "")
+def python_rate(simulations: int, text: str, arrays: bool) -> float:
+    """16 trees with 4 leaves in flight each, 64 requests at a time, driven from Python.
 
-    def loop() -> None:
-        done = 0
-        while batch := forest.next(64):
+    Only the calls of the forest are timed: completions are made for every batch as a policy would, `text`
+    with a first line of their own. `arrays`: ids and scores as arrays, completions as one flat list.
+    """
+    trees, leaves = 16, 4
+    forest = Forest(SearchParams(simulations=simulations // trees, leaves_in_flight=leaves), 0)
+    for i in range(trees):
+        forest.add(f"tree {i}", "")
+    seconds, done = 0.0, 0
+    while True:
+        start = time.process_time()
+        if arrays:
+            ids = forest.take(trees * leaves)[0]
+        else:
+            batch = forest.next(trees * leaves)
             ids = [request.id for request in batch]
-            forest.fulfil(
-                ids,
-                completions=[texts] * len(ids),
-                completion_values=[values[(done + i) % len(values)] for i in range(len(ids))],
-            )
-            done += len(ids)
-
-    return simulations / cpu_seconds(loop)
+        seconds += time.process_time() - start
+        if not len(ids):
+            return done / seconds
+        values = SCORES[done : done + len(ids)]
+        texts = [f"{i} of {done}\n{text}" for i in range(peers.K * len(ids))]
+        start = time.process_time()
+        if arrays:
+            forest.fulfil(ids, completions=texts, completion_values=values)
+        else:
+            rows = [texts[i : i + peers.K] for i in range(0, len(texts), peers.K)]
+            forest.fulfil(ids, completions=rows, completion_values=values.tolist())
+        seconds += time.process_time() - start
+        done += len(ids)
 
 
 def crowd(trees: int = 10_000) -> tuple[int, float, float]:
@@ -148,12 +165,16 @@ def crowd(trees: int = 10_000) -> tuple[int, float, float]:
         forest.add(f"tree {i}", "def f(previous):\n")
     for _ in range(5):
         start = time.process_time()
-        batch = forest.next(16 * trees)
-        leaves, memory = forest.in_flight(), resident_mb() - before
-        ids = [request.id for request in batch]
-        values = [REWARDS[7 * request.tree % 1000 + request.simulation] for request in batch]
-        forest.fulfil(ids, completions=[peers.COMPLETIONS] * len(ids), completion_values=values)
+        ids = forest.take(16 * trees)[0]
+        states = forest.states(ids)
         seconds = time.process_time() - start
+        texts = peers.COMPLETIONS * len(ids)
+        values = np.resize(SCORES, (len(ids), peers.K))
+        leaves, memory = forest.in_flight(), resident_mb() - before
+        start = time.process_time()
+        forest.fulfil(ids, completions=texts, completion_values=values)
+        seconds += time.process_time() - start
+        del states
     return leaves, seconds, memory
 
 
@@ -189,7 +210,6 @@ def peer_rate(simulations: int, peer: Callable[[int, peers.Rewards], Any]) -> fl
 def cases(treequest: str | None) -> list[Case]:
     """Every row, in the order in which it is printed; `treequest`: why that peer cannot be compared."""
     per_s = "simulations/s"
-    long_texts = [f"value = {i}\n" + "x" * 1189 + "\n" for i in range(peers.K)]
     return [
         Case("C++, 1e4", per_s, partial(rate, 10_000), 2.5e6, 3.2e6, repeats=15),
         Case("C++, 1e5", per_s, partial(rate, 100_000), 2.0e6, 2.6e6),
@@ -202,11 +222,13 @@ def cases(treequest: str | None) -> list[Case]:
         Case("two threads, a tree each, 1e6", "times one", partial(speed_up, 1_000_000), 1.8, repeats=5),
         Case("two threads, one tree of a forest", "times one", partial(shared_speed_up, 20_000), 1.5),
         *(
-            Case(f"1000 trees x 16 leaves, round at {n}", "ms", partial(round_ms, n), must, None, "less")
-            for n, must in ((77, 3), (221, 8), (925, 13))
+            Case(f"1000 x 16 leaves, {part} at {n}", "ms", partial(round_ms, n, part), must, None, "less")
+            for part, musts in (("gather", (None, None, None)), ("round", (3, 8, 13)))
+            for n, must in zip((77, 221, 925), musts, strict=True)
         ),
-        Case("Python lists, batches of 64", per_s, partial(list_rate, 50_000, peers.COMPLETIONS)),
-        Case("Python lists, five 1.2 kB strings", per_s, partial(list_rate, 50_000, long_texts), 1.5e6),
+        Case("Python, arrays", per_s, partial(python_rate, 50_000, "x\n" * 3, arrays=True), 1.5e6, 2.5e6),
+        Case("Python, lists", per_s, partial(python_rate, 50_000, "x\n" * 3, arrays=False)),
+        Case("Python, five strings of 1.2 kB", per_s, partial(python_rate, 50_000, LONG, arrays=True), 1.5e6),
         Case("plain Python, 1e4", per_s, partial(peer_rate, 10_000, peers.plain), repeats=5),
         Case("whole prefixes in Python, 1e4", per_s, partial(peer_rate, 10_000, peers.prefix), repeats=5),
         Case("C++ over plain Python, 1e4", "times", partial(ratio, 10_000, peers.plain), repeats=5),
