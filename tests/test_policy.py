@@ -17,7 +17,7 @@ from restrl.errors import RestrlError
 from restrl.policy import Completion, Prompt, Sampling
 from restrl.policy.codec import Codec
 from restrl.policy.draw import draw, uniforms
-from restrl.policy.engine import Start
+from restrl.policy.engine import ModuleEngine, Start
 from restrl.policy.fast import FastEngine, supports
 from restrl.policy.local import LocalPolicy
 
@@ -82,8 +82,9 @@ def test_log_probs_are_the_models_at_temperature_one(policy: LocalPolicy) -> Non
             np.testing.assert_allclose(c.log_probs, reference_logs(policy, c).numpy(), atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["fast", "module"])
 @pytest.mark.parametrize("name", ["qwen2", "qwen2-mha", "llama"])
-def test_the_fast_engine_computes_the_models_logits(folders: dict[str, Path], name: str) -> None:
+def test_the_engines_compute_the_models_logits(folders: dict[str, Path], name: str, kind: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(folders[name]).eval()
     generator = torch.Generator().manual_seed(0)
 
@@ -92,7 +93,8 @@ def test_the_fast_engine_computes_the_models_logits(folders: dict[str, Path], na
 
     rows: list[list[int]] = []
     with torch.no_grad():
-        engine = FastEngine(model)
+        engine = FastEngine(model) if kind == "fast" else ModuleEngine(model, 512)
+        assert engine.joins
         for join in range(3):  # prompts join while others run, and rows leave in between
             starts = [Start(some(5 + 11 * p + join), 2 + p, 3) for p in range(3)]
             read = engine.read(starts, 60)
@@ -109,9 +111,12 @@ def test_the_fast_engine_computes_the_models_logits(folders: dict[str, Path], na
                     row.append(token)
             expected = torch.stack([model(torch.tensor([row])).logits[0, -1] for row in rows])
             torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
-            keep = [0, len(rows) - 1, 2, len(rows) - 2] if join else list(range(len(rows) - 2))
+            count = len(rows)
+            keep = [count - 4, count - 3, count - 2, count - 1] if join else [0, count - 1, 2, count - 2, 4]
             engine.select(torch.tensor(keep))
             rows = [rows[i] for i in keep]
+        if isinstance(engine, ModuleEngine):
+            assert engine._mask.shape[1] < 3 * 20 + 5  # columns that no row uses are dropped
 
 
 def test_samples_depend_on_seed_key_and_number_alone(policy: LocalPolicy) -> None:

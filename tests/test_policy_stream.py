@@ -104,9 +104,10 @@ def test_token_and_prefix_scores_do_not_depend_on_company(policy: LocalPolicy) -
             assert two.prefix_score < 0
 
 
-def test_what_comes_late_does_not_wait_for_the_longest(folder: Path) -> None:
-    """A request that joins beside a completion of 200 tokens is answered long before it."""
-    policy = LocalPolicy(folder, device="cpu", max_rows=8)
+@pytest.mark.parametrize("fast", [True, False])
+def test_what_comes_late_does_not_wait_for_the_longest(folder: Path, fast: bool) -> None:
+    """A request that joins beside a long completion is answered long before it."""
+    policy = LocalPolicy(folder, device="cpu", max_rows=8, fast=fast)
     sampling = Sampling(temperature=0.7, max_new_tokens=200, seed=1)
     stream = policy.stream(sampling)
     assert isinstance(policy, StreamingPolicy)

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from restrl.errors import RestrlError
 
@@ -64,9 +66,11 @@ class Engine(Protocol):
 
 
 class ModuleEngine:
-    """Any causal LM through its own forward: a growing cache, rows padded on the left to one width."""
+    """Any causal LM through its own forward: a growing cache, rows padded on the left to one width.
 
-    joins = False
+    Rows join a running batch where positions are given and the cache is keys and values of all columns: the
+    new prompts are read into a cache of their own, and the narrower of the two is padded.
+    """
 
     def __init__(self, model: Any, context: int | None) -> None:
         """`context` is the number of positions that the model has; None if it has no limit."""
@@ -74,6 +78,11 @@ class ModuleEngine:
         self._accepts = set(inspect.signature(model.forward).parameters)
         self._cache: Any = None
         self._mask = torch.zeros(0, 0, dtype=torch.long)
+        layers = self._empty().layers
+        self.joins = "position_ids" in self._accepts and all(type(x) is DynamicLayer for x in layers)
+
+    def _empty(self) -> DynamicCache:
+        return DynamicCache(config=self.model.config.get_text_config())
 
     def read(self, starts: Sequence[Start], new_tokens: int) -> Read:
         device = self.model.device
@@ -87,7 +96,8 @@ class ModuleEngine:
         wanted = (
             width - min(s.scored - len(s.ids) + width for s in starts) + 1
         )  # the state before the first, too
-        self._cache = DynamicCache(config=self.model.config.get_text_config())
+        running, running_mask = self._cache, self._mask
+        self._cache = self._empty()
         hidden, logits = self._forward(ids, mask, min(width, wanted))
         scored = []
         for row, s in enumerate(starts):
@@ -101,6 +111,8 @@ class ModuleEngine:
         if rows.numel() != len(starts) or int(copies.max()) > 1:
             self._cache.batch_select_indices(rows)
         self._mask = mask[rows]
+        if len(running_mask):
+            self._put_before(running, running_mask)
         return Read(hidden[:, -1], logits[:, -1], scored)
 
     def step(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,6 +123,21 @@ class ModuleEngine:
     def select(self, rows: Tensor) -> None:
         self._cache.batch_select_indices(rows)
         self._mask = self._mask[rows]
+        empty = int((self._mask.sum(0).cumsum(0) == 0).sum())  # columns in front that no row uses any more
+        if self.joins and len(rows) and 4 * empty >= self._mask.shape[1]:
+            for layer in self._cache.layers:
+                layer.keys, layer.values = layer.keys[:, :, empty:], layer.values[:, :, empty:]
+            self._mask = self._mask[:, empty:]
+
+    def _put_before(self, cache: Any, mask: Tensor) -> None:
+        """The rows of `cache` in front of the own ones, all padded on the left to one width."""
+        width = max(mask.shape[1], self._mask.shape[1])
+        for old, new in zip(cache.layers, self._cache.layers, strict=True):
+            new.keys = torch.cat([F.pad(x, (0, 0, width - x.shape[2], 0)) for x in (old.keys, new.keys)])
+            new.values = torch.cat(
+                [F.pad(x, (0, 0, width - x.shape[2], 0)) for x in (old.values, new.values)]
+            )
+        self._mask = torch.cat([F.pad(m, (width - m.shape[1], 0)) for m in (mask, self._mask)])
 
     def _forward(self, ids: Tensor, mask: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         """States `[B, keep, H]` and logits `[B, keep, V]` (float32) of the last `keep` positions."""
