@@ -240,7 +240,11 @@ def interval(rows: NDArray[np.float64]) -> tuple[float, float, float]:
 
 
 def rows_of(found: Found) -> list[dict[str, Any]]:
-    """One row an arm: its means, and the paired differences from one leaf in flight without reuse."""
+    """One row an arm: its means, and paired differences.
+
+    right_minus, found_minus, error_minus  from one leaf in flight without reuse
+    reuse_minus  of right answers, from the same leaves without reuse; `reuse_saves` is the share of tokens
+    """
     out = []
     for arm, outcomes in found.items():
         row: dict[str, Any] = asdict(arm) | {"searches": len(outcomes) * len(outcomes[0])}
@@ -251,9 +255,12 @@ def rows_of(found: Found) -> list[dict[str, Any]]:
             if figure in row:
                 difference = per_problem(outcomes, figure) - per_problem(alone, figure)
                 row[f"{figure}_minus"] = interval(difference)
-        if "tokens" in row:
-            saved = 1 - per_problem(outcomes, "tokens").sum() / per_problem(alone, "tokens").sum()
-            row["tokens_saved"] = round(float(saved), 4)
+        drawn = found.get(replace(arm, reuse=False))
+        if arm.reuse and drawn is not None:
+            drawn = drawn[: len(outcomes)]
+            row["reuse_minus"] = interval(per_problem(outcomes, "right") - per_problem(drawn, "right"))
+            saved = 1 - per_problem(outcomes, "tokens").sum() / per_problem(drawn, "tokens").sum()
+            row["reuse_saves"] = round(float(saved), 4)
         out.append(row)
     return out
 
@@ -279,10 +286,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             continue
         mean, low, high = row["right_minus"]
         rule = row["rule"] + (f" x {row['weight']}" if row["weight"] else "")
+        reuse = "yes" if row["reuse"] else ""
+        if "reuse_minus" in row:
+            gain, least, most = row["reuse_minus"]
+            reuse = f"{gain:+.3f} [{least:+.3f}, {most:+.3f}], tokens -{row['reuse_saves']:.0%}"
         lines.append(
             f"| {row['part']} {row['mode']} | {row['temperature'] or row['noise']} | {row['c']} "
             f"| {row['simulations']} {row['budget']} "
-            f"| {row['trees']} x {row['leaves'] // row['trees']} | {rule} | {'yes' if row['reuse'] else ''} "
+            f"| {row['trees']} x {row['leaves'] // row['trees']} | {rule} | {reuse} "
             f"| {row['right']:.3f} | {mean:+.3f} [{low:+.3f}, {high:+.3f}] | {row['rounds']:.1f} "
             f"| {row['samples']:.0f} | {row['mean_depth']:.2f}, {row.get('max_depth', 0):.1f} "
             f"| {row.get('entropy', 0):.2f} | {row['collisions']:.1f} | {row.get('error', 0):.3f} |"

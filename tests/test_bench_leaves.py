@@ -79,7 +79,8 @@ def test_intervals_are_of_paired_differences_over_problems() -> None:
     one, two = rows_of({alone: outcomes([1, 0, 1, 1], 100), reuse: outcomes([1, 1, 1, 0], 60)})
     assert one["right_minus"] == (0, 0, 0)
     assert two["right_minus"] == (0, -0.75, 0.75)
-    assert (two["right"], two["tokens_saved"], two["searches"]) == (0.75, 0.4, 8)
+    assert two["reuse_minus"] == two["right_minus"]
+    assert (two["right"], two["reuse_saves"], two["searches"]) == (0.75, 0.4, 8)
 
 
 def test_the_script_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
