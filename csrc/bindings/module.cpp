@@ -5,6 +5,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   m.doc() = "Native core of restrl: the forest of search trees, its benchmark and the sandbox set-up.";
   restrl::register_search(m);
   restrl::register_forest(m);
+  restrl::register_snapshot(m);
   restrl::register_sandbox(m);
   restrl::register_bench(m);
 }

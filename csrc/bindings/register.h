@@ -7,6 +7,7 @@ namespace restrl {
 
 void register_search(pybind11::module_& m);
 void register_forest(pybind11::module_& m);
+void register_snapshot(pybind11::module_& m);
 void register_sandbox(pybind11::module_& m);
 void register_bench(pybind11::module_& m);
 

@@ -200,6 +200,7 @@ void register_forest(py::module_& m) {
       .def_property_readonly("simulation", [](const PendingRequest& r) { return r.request.simulation; })
       .def_property_readonly("k", [](const PendingRequest& r) { return r.request.k; })
       .def_property_readonly("reused", [](const PendingRequest& r) { return r.request.reused; })
+      .def_property_readonly("completed", [](const PendingRequest& r) { return r.request.completed; })
       .def_property_readonly("state", [](const PendingRequest& r) { return to_str(r.state); });
 
   py::class_<ForestObject>(m, "Forest", py::custom_type_setup(&collect_cycles),

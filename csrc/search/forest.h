@@ -85,6 +85,14 @@ class Forest {
   TreeView view(TreeId tree) const;
   void remove(TreeId tree);  // throws RequestError while simulations are under way
 
+  // A tree as plain data, and a new tree that goes on exactly where that one stood: its open requests are
+  // handed out again. A forest with a splitter needs `keep`, as the completions of open requests need owners.
+  // insert() throws Error for an image that no tree of this forest can have, SnapshotError for one of another
+  // splitter, and what the splitter throws, with nothing changed.
+  TreeImage image(TreeId tree) const;
+  TreeId insert(const TreeImage& image, const Keep& keep = nullptr);
+  bool has_splitter() const { return splitter_ != nullptr; }
+
   // Cancels everything and removes all trees. No other call may run beside it.
   void clear();
 
@@ -93,6 +101,7 @@ class Forest {
 
  private:
   friend class Claim;
+  void resume_completions(Lane& lane, const PendingImage& pending, const Keep& keep, Resumed& resumed);
   Shard& shard(std::uint64_t id) const { return *shards_[id % Shard::kShards]; }
   std::atomic<std::uint32_t>& cursor();
 

@@ -26,6 +26,7 @@ struct Request {
   std::uint32_t k;           // completions to draw; 0 if all are reused (value mode: its
                              // children want scores)
   std::uint32_t reused;      // completions the leaf has already; k + reused = params.k
+  bool completed = false;    // all are there (reused, or of a snapshot): only scores are asked
 };
 
 // A completion as it was sampled, cut at the stop strings. With an owner its bytes stay where they are (see
@@ -54,6 +55,9 @@ struct Answers {
 // Bytes of the first step of a text, which is a completion without the white space at its end, and a newline:
 // at least 1; the whole text is one last step if it says text.size() or more. Depends on the text alone.
 using Splitter = std::function<std::size_t(std::string_view text)>;
+
+// A completion's bytes with an owner, as Forest::fulfil() takes them.
+using Keep = std::function<Sampled(std::string_view utf8)>;
 
 // What has to be scored: a completion's program is `state` + its text, a child's is `state` + its line.
 struct Expansion {

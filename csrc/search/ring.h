@@ -15,7 +15,7 @@ class Ring {
   Ring(const Ring&) = delete;
   Ring& operator=(const Ring&) = delete;
   ~Ring() {
-    while (!empty()) pop();
+    clear();
     if (data_ != nullptr) std::allocator<T>().deallocate(data_, capacity_);
   }
 
@@ -47,6 +47,9 @@ class Ring {
   }
 
   T pop() { return take(0); }
+  void clear() {
+    while (!empty()) pop();
+  }
 
   // Takes entry i out; those before it move up by one.
   T take(std::size_t i) {

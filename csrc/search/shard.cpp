@@ -76,7 +76,8 @@ void Shard::take(std::size_t max_requests, std::vector<Request>& requests, std::
     const RequestId id = ready_.pop();
     const Slot& slot = slots_[static_cast<std::uint32_t>(id) / kShards];
     if (slot.generation != id >> 32 || slot.dropped) continue;  // cancelled meanwhile
-    requests.push_back({id, slot.lane->id, slot.number, slot.samples, shared_.params.k - slot.samples});
+    requests.push_back({id, slot.lane->id, slot.number, slot.samples, shared_.params.k - slot.samples,
+                        slot.has_completions});
     if (states != nullptr) states->push_back(slot.lane->tree.state(slot.leaf));
   }
   count();

@@ -49,6 +49,8 @@ struct Entry {
 struct Lane {
   Lane(TreeId tree_id, std::string tree_key, const SearchParams& params, std::uint64_t seed,
        std::string_view state);
+  Lane(TreeId tree_id, std::string tree_key, const SearchParams& params, std::uint64_t seed,
+       const TreeDump& dump);
 
   TreeId id;
   std::string key;
@@ -91,6 +93,20 @@ struct Slot {
   void forget_completions(std::uint32_t reused);
 };
 
+// A simulation under way that goes on: what Forest::insert() prepares without the lock.
+struct Resumed {
+  NodeId node = kRoot;
+  std::uint32_t number = 0;
+  std::uint32_t samples = 0;
+  bool has_completions = false;
+  bool has_values = false;
+  std::vector<Text> texts;           // drawn ones; of those without an owner the bytes are in `copies`
+  std::vector<std::uint32_t> steps;  // with a splitter
+  std::string copies;
+  std::vector<double> completion_values;
+  std::vector<double> child_values;
+};
+
 class Shard {
  public:
   static constexpr std::uint32_t kShards = 16;
@@ -113,6 +129,8 @@ class Shard {
   Lane& lane(TreeId id) const;  // throws RequestError
   Slot& slot(RequestId id);     // of an open or claimed request; throws RequestError
   void remove(TreeId id);       // throws RequestError while simulations are under way
+  TreeImage image(TreeId id) const;
+  void resume(std::unique_ptr<Lane> lane, std::vector<Resumed>& window);
   void cancel_all();
   void clear();  // after cancel_all(), with no slot claimed
 

@@ -116,6 +116,7 @@ class Tree {
   std::uint32_t in_flight(NodeId node) const;
   // Child number `child` of an expanded node; kNone if it is not visible.
   NodeId child(NodeId node, std::uint32_t child) const;
+  NodeId parent(NodeId node) const { return rows_.links[expansion_of(node)].up; }
   std::size_t size() const { return nodes_; }
   std::string state(NodeId node) const;
   std::size_t text_bytes() const { return text_bytes_; }  // of root and completions, reused ones not counted
