@@ -25,6 +25,9 @@ class AnswerError(SearchError):
 class LimitError(SearchError):
     """A tree outgrew its 32-bit indices."""
 
+class SnapshotError(SearchError):
+    """Bytes are no snapshot, a damaged one, or one of another search."""
+
 class SearchParams:
     """Knobs of a search (csrc/search/params.h). What is left out has the mode's published value:
     collect 100 simulations, num_decisions 3, c 0.2; value and outcome 20, 5, 0.1; k 5 and eps 0.1 in all."""
@@ -79,6 +82,7 @@ class Request:
     """A leaf to expand: k completions of `state` to draw, the `simulation`-th of its tree.
 
     `reused` completions it has already; k is 0 where it needs no more and only its children want scores.
+    `completed`: all its completions are there (reused, or from a snapshot), so that only scores are asked.
     """
 
     @property
@@ -91,6 +95,8 @@ class Request:
     def k(self) -> int: ...
     @property
     def reused(self) -> int: ...
+    @property
+    def completed(self) -> bool: ...
     @property
     def state(self) -> str: ...
 
@@ -174,10 +180,24 @@ class Forest:
     def stats(self, tree: int) -> _Stats: ...
     def view(self, tree: int) -> _View: ...
     def remove(self, tree: int) -> None: ...
+    def save(self, tree: int) -> bytes: ...
+    def load(self, data: bytes) -> int: ...
 
 def dummy_completions(text: str, k: int, seed: int = 0) -> list[str]: ...
 def dummy_score(text: str, seed: int = 0) -> float: ...
 def run_dummy(forest: Forest, seed: int = 0, batch: int = 64, ends: int = 16) -> int: ...
+
+# ---- register_snapshot.cpp (Forest.save and Forest.load stand above) ----
+
+class _SnapshotInfo(TypedDict):
+    key: str
+    params: SearchParams
+    seed: int
+    splitter: bool  # whether the search had one
+    simulations: int  # applied
+    in_flight: int
+
+def snapshot_info(data: bytes) -> _SnapshotInfo: ...
 
 # ---- register_bench.cpp ----
 
