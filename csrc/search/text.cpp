@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <cstddef>
 #include <limits>
+#include <unordered_map>
 
 #include "search/errors.h"
 
 namespace restrl::search {
 namespace {
+
+constexpr std::size_t kFew = 64;  // completions
 
 // Code points for which Python's str.isspace() is true.
 bool is_space(std::uint32_t code) {
@@ -91,15 +94,22 @@ void split_texts(Split& split, std::span<const std::string> ends) {
   }
   split.child_of.clear();
   split.children.clear();
+  // Few are compared one by one; for very many that would take k^2 comparisons.
+  const bool many = k > kFew;
+  std::unordered_map<std::string, std::uint32_t> child_of_step;
   for (std::uint32_t i = 0; i < k; ++i) {
     const Text& text = split.texts[i];
     const std::uint32_t length = split.steps[i];
+    const auto next = static_cast<std::uint32_t>(split.children.size());
     const auto leads_here = [&](const Split::Child& child) {
       return child.line_length == length && same_step(split.texts[child.completion], text, length);
     };
-    const auto found = std::find_if(split.children.begin(), split.children.end(), leads_here);
-    const auto child = static_cast<std::uint32_t>(found - split.children.begin());
-    if (found == split.children.end()) split.children.push_back({i, length, 0, length > text.size});
+    const std::uint32_t child =
+        many ? child_of_step.try_emplace(text.first(length), next).first->second
+             : static_cast<std::uint32_t>(
+                   std::find_if(split.children.begin(), split.children.end(), leads_here) -
+                   split.children.begin());
+    if (child == next) split.children.push_back({i, length, 0, length > text.size});
     ++split.children[child].count;
     split.child_of.push_back(child);
   }

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <functional>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -313,6 +314,27 @@ void test_checksum_and_text() {
   }
 }
 
+// However many completions there are, they share children as few do.
+void test_many_completions() {
+  const std::vector<std::string> ends{"\n", ";"};
+  for (std::uint64_t round = 0; round < 50; ++round) {
+    std::vector<std::string> completions(100);
+    for (std::uint64_t i = 0; i < 100; ++i) {
+      for (std::uint64_t j = 0, bits = draw(round, i, 0, 0); j < 4; ++j, bits >>= 2) {
+        completions[i] += "a\nb;"[bits & 3];
+      }
+    }
+    const Split many = split_completions(completions, ends);
+    const Split few = split_completions(std::span(completions).first(64), ends);
+    CHECK(std::equal(few.child_of.begin(), few.child_of.end(), many.child_of.begin()));
+    for (std::size_t i = 0; i < few.children.size(); ++i) {
+      CHECK(few.children[i].completion == many.children[i].completion);
+      CHECK(few.children[i].line_length == many.children[i].line_length);
+      CHECK(few.children[i].terminal == many.children[i].terminal);
+    }
+  }
+}
+
 // A snapshot is little more than its texts.
 void test_size() {
   for (Mode mode : {Mode::collect, Mode::value}) {
@@ -342,6 +364,7 @@ int main() {
   test_what_no_snapshot_holds();
   test_damaged_bytes();
   test_spliced_bytes();
+  test_many_completions();
   test_size();
   return restrl::testing::result();
 }
