@@ -251,6 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--k", type=int, default=5)
     parser.add_argument("--max-new-tokens", type=int, default=160)
     parser.add_argument("--leaves", type=int, default=8, help="in flight in one tree, in restrl's last arm")
+    parser.add_argument("--virtual-loss", choices=("loss", "unobserved"), default="unobserved")
     parser.add_argument("--trees", type=int, default=128, help="in flight in each process")
     parser.add_argument("--workers", type=int, help="processes of restrl's arms (default: cores, 1 on a GPU)")
     parser.add_argument("--threads", type=int, default=1, help="of torch in each of them")
@@ -275,6 +276,7 @@ def measure(args: argparse.Namespace) -> None:
         simulations=args.simulations,
         max_new_tokens=args.max_new_tokens,
         trees_in_flight=args.trees,
+        virtual_loss=args.virtual_loss,
     )
     spec = f"pipelines:test:{args.problems}:2-6"
     setting = Setting(model_path(args.model), args.device, args.dtype, spec, str(value / "final"), cfg)
