@@ -206,7 +206,9 @@ class _Synthetic(TypedDict):
     seconds: float  # growth; wall
     cpu_seconds: float  # growth
     gather_seconds: float  # of the fastest round
+    gather_cpu_seconds: float
     round_seconds: float
+    round_cpu_seconds: float
     simulations: int
     terminal_visits: int
     collisions: int
@@ -229,3 +231,31 @@ def bench_tree(
     depth: int = 60,
     scalar: bool = False,
 ) -> _Synthetic: ...
+
+# ---- register_bench_forest.cpp ----
+
+class _ForestTimes(TypedDict):
+    seconds: float  # growth; wall
+    cpu_seconds: float  # growth
+    simulations: int
+    collisions: int
+    nodes: int
+    next_cpu_seconds: float  # of the fastest round
+    round_cpu_seconds: float
+    round_requests: int
+
+def bench_forest(
+    simulations: int,
+    *,
+    leaves_in_flight: int = 1,
+    trees: int = 1,
+    threads: int = 1,
+    batch: int = 64,
+    rounds: int = 0,
+    text_bytes: int = 0,
+    mode: str = "collect",
+    reuse: bool = False,
+    prepared: bool = True,
+    copied: bool = False,
+    seed: int = 0,
+) -> _ForestTimes: ...
