@@ -314,9 +314,9 @@ void test_checksum_and_text() {
 void test_impossible_windows() {
   const SearchParams params = of(Mode::collect, 4);
   Forest forest(params, 0);
-  const TreeId tree = forest.add("a", "");
+  const TreeId id = forest.add("a", "");
   answer_dummy(forest, 0, forest.next(1), 0);
-  const std::string bytes = save(forest, tree);
+  const std::string bytes = save(forest, id);
   const auto refused = [&](const char* phrase, const std::function<void(TreeImage&)>& change) {
     Snapshot snapshot = decode(bytes);
     CHECK(snapshot.tree.window.size() == 3 && snapshot.tree.collided);
