@@ -39,7 +39,9 @@ int main(int count, char** arguments) {
       if (round % 2 == 1 && asked.size() > 1) {  // one more is left with its completions only
         const std::vector<std::string> texts = dummy_texts(0, asked.back(), 4);
         const std::vector<Sampled> samples(texts.begin(), texts.end());
-        forest.fulfil(std::vector{asked.back().id}, {.completions = Flat<Sampled>{samples}});
+        Answers answers;
+        answers.completions = Flat<Sampled>{samples};
+        forest.fulfil(std::vector{asked.back().id}, answers);
         asked.pop_back();
         std::swap(asked.front(), asked.back());
       }
