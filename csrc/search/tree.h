@@ -1,6 +1,6 @@
 // One search tree: select, expand and back up, each usable alone.
 //
-// Concurrency: a Tree has no lock. Its forest calls it under the forest's mutex; nothing of it is shared
+// Concurrency: a Tree has no lock. Its forest calls it under the lock of its shard; nothing of it is shared
 // otherwise but the arena's pool, which has its own. In-flight counts are raised when a leaf is reserved and
 // lowered when the reservation (VirtualLoss) dies, on every path: answer, cancel, exception, destruction.
 // With no reservation alive they are 0 at every node.
@@ -8,11 +8,14 @@
 // Layout: indices, never pointers. climb.h draws the hot rows (a line per four visible children), record.h
 // the cold bytes; row e of each array belongs to expansion e, and expansion 0 stands above the root.
 //
-//   expansion  0      1      2      3     ...
-//   lines_   [ 64 B ][ 64 B ][ 64 B ][ 64 B ] ...     W, N, child of the visible children       select, back
-//   up links_   [ 8 B  ][ 8 B  ][ 8 B  ][ 8 B  ] ...     next, up                                  select,
-//   back up flight_  [ 8 B  ][ 8 B  ][ 8 B  ][ 8 B  ] ...     O of the visible children; only if
-//   leaves_in_flight > 1 cold_    [ 4 B  ][ 4 B  ][ 4 B  ][ 4 B  ] ...     where its record begins
+//   expansion  0        1        2      ...
+//   lines_   [ 64 B ] [ 64 B ] [ 64 B ] ...   W, N, child of the visible children    select, back up
+//
+//   links_   [  8 B ] [  8 B ] [  8 B ] ...   next, up                               select, back up
+//
+//   flight_  [  8 B ] [  8 B ] [  8 B ] ...   O of the visible children              leaves_in_flight > 1
+//
+//   cold_    [  4 B ] [  4 B ] [  4 B ] ...   where its record begins
 //                       |
 //                       v
 //   log_     [ values, child_of, steps, text references | ... ]               states, results
