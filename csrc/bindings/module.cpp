@@ -8,4 +8,5 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   restrl::register_snapshot(m);
   restrl::register_sandbox(m);
   restrl::register_bench(m);
+  restrl::register_bench_forest(m);
 }

@@ -10,5 +10,6 @@ void register_forest(pybind11::module_& m);
 void register_snapshot(pybind11::module_& m);
 void register_sandbox(pybind11::module_& m);
 void register_bench(pybind11::module_& m);
+void register_bench_forest(pybind11::module_& m);
 
 }  // namespace restrl

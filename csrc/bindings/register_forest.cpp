@@ -86,8 +86,11 @@ void fulfil(ForestObject& object, const py::object& ids, const py::object& compl
     answers.child_values = values_of_children.emplace(child_values, count, "child_values").get();
   }
   const Burial burial{object};
-  if (texts) texts->hand_over();
   const std::size_t items = texts ? answers.completions->items.size() : 0;
+  if (texts) {
+    object.forest.expect_owners(items);
+    texts->hand_over();
+  }
   work(count <= kQuick && items <= 8 * kQuick, [&] { object.forest.fulfil(requests.get(), answers); });
 }
 

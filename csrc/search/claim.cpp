@@ -40,10 +40,15 @@ Claim::~Claim() {
     shard.unclaim(slot);
   });
   if (answers_ == nullptr || !answers_->completions) return;
-  for (std::size_t item = done_ == 0 ? 0 : rows_[done_]; item < answers_->completions->items.size(); ++item) {
-    void* owner = answers_->completions->items[item].owner;
-    if (owner != nullptr) forest_.graveyard_.add(owner);
+  const std::span<const Sampled> items = answers_->completions->items;
+  const std::size_t handed_in = done_ == 0 ? 0 : rows_[done_];
+  std::size_t owners = 0;
+  for (std::size_t item = 0; item < items.size(); ++item) {
+    if (items[item].owner == nullptr) continue;
+    ++owners;
+    if (item >= handed_in) forest_.graveyard_.add_expected(items[item].owner);
   }
+  if (owners > 0) forest_.graveyard_.settle(owners);
 }
 
 // Calls function(shard, slot) for slots i .. end - 1, each under its shard's lock; `i` is the current one.

@@ -57,11 +57,23 @@ std::vector<Request> Forest::next(std::size_t max_requests, std::vector<std::str
 
 void Forest::next(std::size_t max_requests, std::vector<Request>& requests,
                   std::vector<std::string>* states) {
-  const std::size_t end = requests.size() + std::min(max_requests, requests.max_size() - requests.size());
+  const std::size_t before = requests.size();
+  try {
+    gather(before + std::min(max_requests, requests.max_size() - before), requests, states);
+  } catch (...) {
+    for (; requests.size() > before; requests.pop_back()) {
+      Shard& place = shard(requests.back().id);
+      const std::scoped_lock lock(place.mutex);
+      place.put_back(requests.back().id);
+    }
+    throw;
+  }
+}
+
+void Forest::gather(std::size_t end, std::vector<Request>& requests, std::vector<std::string>* states) {
   std::atomic<std::uint32_t>& start = cursor();
   const std::uint32_t first = start.load(std::memory_order_relaxed);
-  std::uint32_t busy = 0;  // shards that another thread works on: last, so that
-                           // nobody waits without need
+  std::uint32_t busy = 0;  // shards that another thread works on: last, so that nobody waits without need
   for (const bool patient : {false, true}) {
     for (std::uint32_t i = 0; i < Shard::kShards && requests.size() < end; ++i) {
       Shard& place = shard(first + i);

@@ -66,8 +66,10 @@ class Forest {
 
   // One answer per id. All are checked before any is taken: throws RequestError, AnswerError or what the
   // splitter throws with nothing changed. The owners of completions belong to the forest from the call on,
-  // whatever comes of it: take_dropped() gives each of them back, once nobody reads its text any more. Texts
-  // without an owner are copied (with a splitter every text needs an owner).
+  // whatever comes of it: take_dropped() gives each of them back, once nobody reads its text any more; how
+  // many there are is said to expect_owners() before, so that none is lost where memory ends. Texts without
+  // an owner are copied (with a splitter every text needs an owner).
+  void expect_owners(std::size_t count) { graveyard_.expect(count); }
   void fulfil(std::span<const RequestId> ids, const Answers& answers);
 
   // Gives requests back that will never be answered: their simulations do not count. Throws RequestError with
@@ -104,6 +106,7 @@ class Forest {
   void resume_completions(Lane& lane, const PendingImage& pending, const Keep& keep, Resumed& resumed);
   Shard& shard(std::uint64_t id) const { return *shards_[id % Shard::kShards]; }
   std::atomic<std::uint32_t>& cursor();
+  void gather(std::size_t end, std::vector<Request>& requests, std::vector<std::string>* states);
 
   const SearchParams params_;
   const std::uint64_t seed_;

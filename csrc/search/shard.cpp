@@ -49,6 +49,7 @@ Slot& Shard::slot(RequestId id) {
 }
 
 void Shard::remove(TreeId id) {
+  sweep();
   Lane& gone = lane(id);
   if (!gone.window.empty()) {
     throw RequestError("tree " + std::to_string(id) + " has " + std::to_string(gone.window.size()) +
@@ -64,6 +65,7 @@ void Shard::remove(TreeId id) {
 }
 
 void Shard::take(std::size_t max_requests, std::vector<Request>& requests, std::vector<std::string>* states) {
+  sweep();
   while (requests.size() < max_requests) {
     if (ready_.empty()) {
       if (idle_.empty()) break;
@@ -73,13 +75,20 @@ void Shard::take(std::size_t max_requests, std::vector<Request>& requests, std::
       advance(*lane);
       continue;
     }
-    const RequestId id = ready_.pop();
+    const RequestId id = ready_[0];
     const Slot& slot = slots_[static_cast<std::uint32_t>(id) / kShards];
-    if (slot.generation != id >> 32 || slot.dropped) continue;  // cancelled meanwhile
-    requests.push_back({id, slot.lane->id, slot.number, slot.samples, shared_.params.k - slot.samples,
-                        slot.has_completions});
-    if (states != nullptr) states->push_back(slot.lane->tree.state(slot.leaf));
+    if (slot.generation == id >> 32 && !slot.dropped) {  // else it was cancelled meanwhile
+      if (states != nullptr) states->push_back(slot.lane->tree.state(slot.leaf));
+      requests.push_back({id, slot.lane->id, slot.number, slot.samples, shared_.params.k - slot.samples,
+                          slot.has_completions});
+    }
+    ready_.pop();
   }
+  count();
+}
+
+void Shard::put_back(RequestId id) {
+  ready_.push(id);
   count();
 }
 
@@ -100,13 +109,16 @@ bool Shard::unclaim(Slot& slot) {
   --lane.claims;
   if (!slot.dropped) return false;
   close(slot);
-  const auto removed = std::find_if(removed_.begin(), removed_.end(),
-                                    [&](const std::unique_ptr<Lane>& gone) { return gone.get() == &lane; });
-  if (removed != removed_.end() && lane.claims == 0) {
-    shared_.graveyard.add(lane.tree.take_owners());
-    removed_.erase(removed);
-  }
   return true;
+}
+
+// Removed trees that no claimed slot looks at any more.
+void Shard::sweep() {
+  std::erase_if(removed_, [&](const std::unique_ptr<Lane>& lane) {
+    if (lane->claims > 0) return false;
+    shared_.graveyard.add(lane->tree.take_owners());
+    return true;
+  });
 }
 
 void Shard::answer(Slot& slot) {
@@ -144,6 +156,7 @@ void Shard::cancel_all() {
       if (slot != nullptr && slot->state != Slot::State::answered) open.push_back(slot);
     }
     for (Slot* slot : open) drop(*slot);
+    if (!lane->window.empty()) advance(*lane);  // answered, but memory ended when it was their turn
   }
 }
 
@@ -152,6 +165,7 @@ void Shard::clear() {
     if (lane != nullptr) shared_.graveyard.add(lane->tree.take_owners());
   }
   lanes_.clear();
+  sweep();
   count();
 }
 
@@ -159,7 +173,9 @@ Slot& Shard::open(Lane& lane, NodeId node, std::uint32_t number, std::uint32_t s
   if (free_.empty()) {
     const std::size_t place = slots_.size() * kShards + index_;
     if (place >= kNone) throw LimitError("a forest has at most 2^28 requests open at once");
-    free_.reserve(slots_.size() + 1);  // so that closing a slot cannot fail
+    // So that closing a slot cannot fail.
+    free_.reserve(slots_.size() + 1);
+    shared_.graveyard.expect(shared_.params.k);
     slots_.emplace_back().place = static_cast<std::uint32_t>(place);
     free_.push_back(&slots_.back());
   }
@@ -191,7 +207,7 @@ void Shard::close(Slot& slot) noexcept {
 // The owners of texts that the tree did not take.
 void Shard::bury(Split& split) noexcept {
   for (Text& text : split.texts) {
-    if (text.owner != nullptr) shared_.graveyard.add(std::exchange(text.owner, nullptr));
+    if (text.owner != nullptr) shared_.graveyard.add_expected(std::exchange(text.owner, nullptr));
   }
 }
 
@@ -310,6 +326,7 @@ void Shard::advance(Lane& lane) {
   } catch (...) {
     if (!lane.idle) idle_.push(lane.id);  // next() tries again
     lane.idle = true;
+    count();
     throw;
   }
   if (!lane.window.empty() || lane.idle) return;

@@ -137,6 +137,8 @@ class Shard {
   // Appends leaves to expand until `requests` has `max_requests`, and their states where asked for.
   void take(std::size_t max_requests, std::vector<Request>& requests, std::vector<std::string>* states);
 
+  void put_back(RequestId id);  // a request that did not reach its caller
+
   // open -> claimed, for `claimer`; throws RequestError if some call has claimed it before.
   void claim(Slot& slot, RequestId id, const void* claimer);
   // claimed -> open (or free, if it was dropped meanwhile). Returns whether it was dropped.
@@ -156,6 +158,7 @@ class Shard {
   void give_up(Lane& lane, const Entry& entry) noexcept;
   void inherit(const Lane& lane, NodeId node, Split& split) const;
   void bury(Split& split) noexcept;
+  void sweep();
   void count() { waiting.store(ready_.size() + idle_.size(), std::memory_order_relaxed); }
 
   const std::uint32_t index_;

@@ -2,11 +2,15 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -134,6 +138,50 @@ inline void check_totals(const Forest& forest, TreeId tree) {
       CHECK(view.nodes[i].N == below[i] + k);
     }
   }
+}
+
+// What a Python str is in the bindings: somebody else's text, held until it is given back.
+struct Held {
+  std::string text;
+  static inline std::atomic<long> alive = 0;
+  explicit Held(std::string given) : text(std::move(given)) { ++alive; }
+  Held(const Held&) = delete;
+  ~Held() { --alive; }
+};
+
+inline void give_back(Forest& forest) {
+  for (void* owner : forest.take_dropped()) delete static_cast<Held*>(owner);
+}
+
+inline std::vector<Sampled> held(Forest& forest, std::vector<std::string> texts) {
+  forest.expect_owners(texts.size());
+  std::vector<Sampled> completions;
+  for (std::string& text : texts) {
+    auto* owner = new Held(std::move(text));
+    completions.emplace_back(owner->text, owner);
+  }
+  return completions;
+}
+
+// A splitter: a step is two lines.
+inline std::size_t two_lines(std::string_view text) {
+  const std::size_t line = text.find('\n') + 1;
+  const std::size_t second = text.find('\n', line);
+  return second == std::string_view::npos ? text.size() : second + 1;
+}
+
+// Parameters of every kind.
+inline SearchParams scenario(std::uint64_t number) {
+  SearchParams params =
+      SearchParams::defaults(std::array{Mode::collect, Mode::value, Mode::outcome}[number % 3]);
+  params.simulations = 40;
+  params.leaves_in_flight = std::array{4u, 1u, 16u}[number / 3 % 3];
+  params.reuse = number % 2 == 0;
+  params.virtual_loss = number / 2 % 2 == 0 ? LossRule::loss : LossRule::unobserved;
+  params.in_order = number % 5 != 4;
+  params.max_samples = number % 7 == 6 ? 90 : 0;
+  if (number % 4 == 3) params.step_ends = {"\n", "= "};
+  return params;
 }
 
 }  // namespace restrl::testing

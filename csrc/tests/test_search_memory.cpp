@@ -1,0 +1,89 @@
+// Memory that runs out at any moment leaves nothing behind.
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+#include <vector>
+
+#include "check.h"
+#include "forest_tools.h"
+#include "search/dummy.h"
+#include "search/forest.h"
+
+using namespace restrl::search;
+using namespace restrl::testing;
+
+namespace {
+
+thread_local long allocations_left = -1;  // the last of them fails; -1: none does
+
+}  // namespace
+
+[[gnu::noinline]] void* operator new(std::size_t size) {
+  if (allocations_left > 0) --allocations_left;
+  void* block = allocations_left == 0 ? nullptr : std::malloc(size);
+  if (block == nullptr) throw std::bad_alloc();
+  return block;
+}
+[[gnu::noinline]] void operator delete(void* block) noexcept { std::free(block); }
+[[gnu::noinline]] void operator delete(void* block, std::size_t) noexcept { std::free(block); }
+
+namespace {
+
+// Every allocation of a search fails in turn: each failure reaches the caller, nothing stays in flight, every
+// text is given back, and the trees still grow to their end.
+void test_memory_runs_out(std::uint64_t number) {
+  SearchParams params = scenario(number);
+  params.simulations = 12;
+  const Splitter splitter = number % 2 == 0 ? Splitter(two_lines) : Splitter();
+  long failures = 0;
+  for (long nth = 1, in_a_row = 0; in_a_row < 3; nth += 1 + nth / 16) {
+    bool failed = false;
+    {
+      Forest forest(params, number, splitter);
+      const TreeId tree = forest.add("key", "root\n");
+      const bool by_value = params.mode == Mode::value;
+      allocations_left = nth;
+      std::vector<Request> requests;
+      for (int tries = 0; tries < 400; ++tries) {
+        const long before = allocations_left;
+        try {
+          forest.next(5, requests, nullptr);
+          if (requests.empty() && forest.in_flight() == 0) break;
+          for (; !requests.empty(); requests.pop_back()) {
+            const std::vector ids{requests.back().id};
+            allocations_left = -1;
+            const std::vector<Sampled> texts = held(forest, dummy_texts(1, requests.back(), 8));
+            allocations_left = before;
+            forest.fulfil(ids, {Flat<Sampled>{texts}, {}, {}});
+            const Scores scores = dummy_scores(1, requests.back(), by_value ? forest.children(ids[0]) : 0);
+            forest.fulfil(ids, {{}, Flat<double>{scores.completions}, Flat<double>{scores.children}});
+          }
+        } catch (const std::bad_alloc&) {
+          failed = true;
+          allocations_left = -1;
+          forest.cancel_all();
+          CHECK(forest.in_flight() == 0 && forest.nodes_in_flight(tree) == 0);
+          requests.clear();
+        }
+      }
+      allocations_left = -1;
+      check_at_rest(forest, tree);
+      check_totals(forest, tree);
+      CHECK(forest.stats(tree).simulations == params.simulations || params.max_samples != 0);
+      CHECK(forest.take_finished().size() == 1);
+      forest.clear();
+      give_back(forest);
+    }
+    CHECK(Held::alive == 0);
+    failures += failed;
+    in_a_row = failed ? 0 : in_a_row + 1;
+  }
+  CHECK(failures > 10);
+}
+
+}  // namespace
+
+int main() {
+  for (std::uint64_t number = 0; number < 6; ++number) test_memory_runs_out(number);
+  return result();
+}
