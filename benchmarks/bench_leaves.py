@@ -94,6 +94,8 @@ def main_arms(noises: Sequence[float], simulations: int) -> list[Arm]:
     for noise in noises:
         base = Arm("simulated", noise=noise, simulations=simulations)
         out += spread(base) + spread(base, (1, 4, 16), ("loss",), reuse=True)
+        for reuse in (False, True):
+            out += spread(base, (1, 4), ("loss",), reuse=reuse, budget="samples")
     return out
 
 
@@ -104,7 +106,7 @@ def simulated_arms(noises: Sequence[float], simulations: Sequence[int]) -> list[
         for noise in noises:
             base = Arm("simulated", noise=noise, simulations=sims)
             out += spread(base, (1, 2, 4, 8, 16), ("loss",), budget="samples")
-            out += spread(base, (1, 4, 16), ("loss",), reuse=True, budget="samples")
+            out += spread(base, (16,), ("loss",), reuse=True, budget="samples")
             for c in (0.2, 0.4):
                 out += spread(base, (1, 4, 16), c=c)
             for trees in (2, 4):
