@@ -312,7 +312,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--simulations", type=int, nargs="+", default=(20, 100))
     parser.add_argument("--real-problems", type=int, default=120)
     parser.add_argument("--real-seeds", type=int, default=3)
-    parser.add_argument("--real-simulations", type=int, nargs="+", default=(20, 60))
+    parser.add_argument("--real-simulations", type=int, nargs="+", default=(6, 20, 60))
     parser.add_argument("--wall-problems", type=int, default=64, help="together; an eighth one by one")
     parser.add_argument("--difficulty", type=int, nargs=2, default=(4, 8), metavar=("LOW", "HIGH"))
     parser.add_argument("--model", default="pipelines-base", help="folder in Hugging Face format")
