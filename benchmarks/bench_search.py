@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ import numpy as np
 import peers
 from harness import Row
 
-from restrl._core import Forest, SearchParams, bench_tree, run_dummy
+from restrl._core import Forest, SearchParams, bench_forest, bench_tree
 
 HISTORY = Path(__file__).parent / "history" / "search.json"
 CROWD = "10,000 trees x 16 leaves"
@@ -67,12 +66,6 @@ def cpu_seconds(run: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def wall_seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 # -- the tree alone, in C++ (csrc/search/synthetic.h)
 
 
@@ -102,27 +95,19 @@ def round_ms(simulations: int, part: Literal["gather", "round"]) -> float:
 # -- the forest, with texts
 
 
-def grow(simulations: int, leaves: int = 1, threads: int = 1) -> float:
-    """Wall time of one tree that `threads` threads drive together with the dummy policy of the core."""
-    forest = Forest(SearchParams(simulations=simulations, leaves_in_flight=leaves), 0)
-    forest.add("bench", "")
-    workers = [
-        threading.Thread(target=run_dummy, args=(forest,), kwargs={"batch": 8, "ends": 0})
-        for _ in range(threads)
-    ]
-
-    def run() -> None:
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-
-    return wall_seconds(run)
+def forest_rate(trees: int, leaves: int, simulations: int) -> float:
+    """All trees of a forest driven in C++ through next() and fulfil(), answers made beforehand."""
+    found = bench_forest(simulations // trees, leaves_in_flight=leaves, trees=trees)
+    return found["simulations"] / found["cpu_seconds"]
 
 
-def shared_speed_up(simulations: int) -> float:
-    """Two threads that drive one tree over one that does."""
-    return grow(simulations, 64) / grow(simulations, 64, threads=2)
+def forest_speed_up(trees: int, leaves: int, simulations: int) -> float:
+    """Two threads that drive one forest over one that does; wall time."""
+    one, two = (
+        bench_forest(simulations // trees, leaves_in_flight=leaves, trees=trees, threads=threads)["seconds"]
+        for threads in (1, 2)
+    )
+    return one / two
 
 
 def python_rate(simulations: int, text: str, arrays: bool = True, fresh: bool = False) -> float:
@@ -227,12 +212,16 @@ def cases(treequest: str | None) -> list[Case]:
         Case("memory, 1e6", "bytes/node", partial(bytes_per_node, 1_000_000, 1), 28, None, "less", 1),
         Case("memory, 16 leaves", "bytes/node", partial(bytes_per_node, 1_000_000, 16), 28, None, "less", 1),
         Case("two threads, a tree each, 1e6", "times one", partial(speed_up, 1_000_000), 1.8, repeats=5),
-        Case("two threads, one tree of a forest", "times one", partial(shared_speed_up, 20_000), 1.5),
+        Case("two threads, a forest of 256 trees", "times one", partial(forest_speed_up, 256, 4, 500_000),
+             repeats=5),
+        Case("two threads, a forest of one tree", "times one", partial(forest_speed_up, 1, 64, 200_000), 1.5,
+             repeats=5),
         *(
             Case(f"1000 x 16 leaves, {part} at {n}", "ms", partial(round_ms, n, part), must, None, "less")
             for part, musts in (("gather", (None, None, None)), ("round", (3, 8, 13)))
             for n, must in zip((77, 221, 925), musts, strict=True)
         ),
+        Case("forest in C++, 16 trees x 4 leaves", per_s, partial(forest_rate, 16, 4, 50_000)),
         Case("Python, arrays, batches of 64", per_s, partial(python_rate, 50_000, SHORT), 1.5e6, 2.5e6),
         Case("Python, lists, batches of 64", per_s, partial(python_rate, 50_000, SHORT, arrays=False)),
         Case("Python, five strings of 1.2 kB", per_s, partial(python_rate, 50_000, LONG), 1.5e6),

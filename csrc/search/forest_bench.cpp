@@ -93,6 +93,7 @@ class Bench {
     for (const std::string& text : batch.made) batch.texts.emplace_back(text);
     Answers answers;
     answers.completions = Flat<Sampled>{batch.texts};
+    if (task_.prepared && !task_.copied) forest_.expect_owners(batch.texts.size());
     if (task_.params.mode == Mode::value) {
       forest_.fulfil(batch.ids, answers);
       answers.completions.reset();
