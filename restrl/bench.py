@@ -58,9 +58,12 @@ def signature_params() -> Iterator[SearchParams]:
             mode, simulations=60, ties=tie, reuse=reuse, leaves_in_flight=leaves, virtual_loss=loss
         )
     yield SearchParams(
-        "value", simulations=60, k=9, num_decisions=6, c=1.0, leaves_in_flight=4, in_order=False
+        "value", simulations=60, k=9, num_decisions=6, c=1.0, leaves_in_flight=4, virtual_loss="loss",
+        in_order=False,
+    )  # fmt: skip
+    yield SearchParams(
+        "collect", simulations=60, k=3, max_samples=70, reuse=True, leaves_in_flight=4, virtual_loss="loss"
     )
-    yield SearchParams("collect", simulations=60, k=3, max_samples=70, reuse=True, leaves_in_flight=4)
     yield SearchParams("value", simulations=60, num_decisions=1, step_ends=("\n\n", "x\n"))
 
 

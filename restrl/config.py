@@ -114,7 +114,7 @@ class SearchConfig(_Section):
     temperature: float = Field(0.7, gt=0)
     max_new_tokens: int = Field(1024, ge=1)
     leaves_in_flight: int = Field(1, ge=1)  # per tree
-    virtual_loss: Literal["loss", "unobserved"] = "loss"  # what a leaf in flight counts as
+    virtual_loss: Literal["loss", "unobserved"] = "unobserved"  # what a leaf in flight counts as
     reuse: bool = False  # the rest of a completion serves as one of the k where its first line leads
     trees_in_flight: int = Field(64, ge=1)
 

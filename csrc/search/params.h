@@ -62,7 +62,7 @@ struct SearchParams {
   std::uint32_t leaves_in_flight = 1;
 
   // Virtual loss of the leaves in flight.
-  LossRule virtual_loss = LossRule::loss;
+  LossRule virtual_loss = LossRule::unobserved;
 
   // Suffix reuse: what follows the first step of a completion is a completion of the child that step leads
   // to, and only the others of its k are drawn.
