@@ -26,6 +26,7 @@ inline SearchParams make(Mode mode, std::uint32_t simulations, std::uint32_t lea
   SearchParams params = SearchParams::defaults(mode);
   params.simulations = simulations;
   params.leaves_in_flight = leaves;
+  params.virtual_loss = LossRule::loss;  // fills a window soonest
   return params;
 }
 

@@ -26,6 +26,7 @@ SearchParams of(Mode mode, std::uint32_t leaves, bool reuse = false) {
   SearchParams params = SearchParams::defaults(mode);
   params.simulations = 40;
   params.leaves_in_flight = leaves;
+  params.virtual_loss = LossRule::loss;  // fills a window soonest
   params.reuse = reuse;
   return params;
 }
@@ -97,7 +98,7 @@ std::vector<SearchParams> searches() {
   }
   for (std::size_t i = 0, size = list.size(); i < size; ++i) {
     SearchParams params = list[i];
-    params.virtual_loss = LossRule::loss;
+    params.virtual_loss = LossRule::unobserved;
     params.in_order = i % 2 == 0;
     params.max_samples = i % 3 == 0 ? 60 : 0;
     params.num_decisions = 2 + i % 4;
@@ -210,8 +211,8 @@ void test_other_searches_are_refused() {
   refused("ties = seeded, the forest's is first", [](SearchParams& p) { p.ties = Ties::first; });
   refused("leaves_in_flight = 2, the forest's is 3", [](SearchParams& p) { p.leaves_in_flight = 3; });
   refused("in_order = true, the forest's is false", [](SearchParams& p) { p.in_order = false; });
-  refused("virtual_loss = unobserved, the forest's is loss",
-          [](SearchParams& p) { p.virtual_loss = LossRule::loss; });
+  refused("virtual_loss = loss, the forest's is unobserved",
+          [](SearchParams& p) { p.virtual_loss = LossRule::unobserved; });
   refused("reuse = false, the forest's is true", [](SearchParams& p) { p.reuse = true; });
   refused("step_ends = (\"\\n\"), the forest's is (\"\\n\", \";\")",
           [](SearchParams& p) { p.step_ends.push_back(";"); });
