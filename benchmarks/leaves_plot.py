@@ -53,6 +53,8 @@ def _over_leaves(ax: Axes, rows: Sequence[Row], name: str) -> None:
                 lows, highs = zip(*(r["right_minus"][1:] for r in line), strict=True)
                 ax.fill_between(xs, lows, highs, color=colour, alpha=0.12, linewidth=0)
     ax.axhline(0, color="black", linewidth=0.6)
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(low, -0.05), max(high, 0.05))  # a flat line should look flat
     ax.set_xscale("log", base=2)
     ax.set_xticks(TICKS, [str(tick) for tick in TICKS])
     ax.set_xlabel("leaves in flight F")

@@ -43,7 +43,8 @@ def test_passing_over_leaves_under_way_fills_the_window(leaves: int) -> None:
 
     models = [Model(task, 0, 0.5) for task in tasks(4)]
     unobserved, skip = (
-        sum(Search(model, 20, leaves, rule).run().rounds for model in models) for rule in ("unobserved", "skip")
+        sum(Search(model, 20, leaves, rule).run().rounds for model in models)
+        for rule in ("unobserved", "skip")
     )
     assert skip < unobserved
 
