@@ -59,7 +59,9 @@ void for_each_item(PyObject* sequence, std::size_t requests, const char* what,
 Ids::Ids(const py::object& ids) {
   if (PyList_Check(ids.ptr()) || PyTuple_Check(ids.ptr())) {
     for_each(ids.ptr(), "request ids", [&](PyObject* item) {
-      const unsigned long long id = PyLong_AsUnsignedLongLong(item);
+      const auto number = py::reinterpret_steal<py::object>(PyNumber_Index(item));  // NumPy's integers too
+      if (!number) throw py::error_already_set();
+      const unsigned long long id = PyLong_AsUnsignedLongLong(number.ptr());
       if (id == static_cast<unsigned long long>(-1) && PyErr_Occurred() != nullptr) {
         if (PyErr_ExceptionMatches(PyExc_OverflowError) == 0) throw py::error_already_set();
         PyErr_Clear();
