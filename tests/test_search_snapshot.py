@@ -236,6 +236,14 @@ def test_json() -> None:
     assert tree["nodes"][0]["N"] == len(tree["completions"]) + tree["stats"]["terminal_visits"]
 
 
+def test_a_tree_without_completions_has_no_best() -> None:
+    forest = Forest(SearchParams())
+    data = forest.save(forest.add("t", "root\n"))
+    assert snapshot_to_json(data)["best"] == -1
+    with pytest.raises(RestrlError, match="'t' has no completion yet"):
+        _ = snapshot_to_result(data).best
+
+
 def test_a_splitter_is_needed_to_look_inside() -> None:
     forest = Forest(SearchParams(), 5, splitter=three_characters)
     tree = forest.add("key", "")

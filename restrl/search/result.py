@@ -127,11 +127,13 @@ class TreeResult:
     @cached_property
     def _best(self) -> int:
         values = [row[2] for row in self.completion_rows]
-        return values.index(max(values))
+        return values.index(max(values)) if values else -1
 
     @property
     def best(self) -> TreeCompletion:
-        """The completion of highest value, on ties the first in pre-order."""
+        """The completion of highest value, on ties the first in pre-order. RestrlError if there is none."""
+        if self._best < 0:
+            raise RestrlError(f"the tree {self.key!r} has no completion yet: nothing of it was answered")
         return self.completions[self._best]
 
     @property
