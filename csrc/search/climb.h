@@ -19,7 +19,7 @@
 //                                    +- child = leaf, terminal or not
 //     links   e  { next, up }       next: what selection does at e: go to expansion n, take leaf n, or draw
 //                                   up:   the node that e is
-//     flight  one u16 per lane, only where leaves_in_flight > 1: O, visits of value 0 under way
+//     flight  one u16 per lane, only where leaves_in_flight > 1: O, visits under way
 //
 //   The best child is found when numbers change, not when they are needed: a child's UCT value depends on its
 //   own (W, N, O) and its parent's N + O alone, so after a change of a node it is its parent's `next` that is

@@ -5,10 +5,10 @@
 // different shards run beside each other, and what needs no tree (taking completions apart, a splitter that
 // calls Python) runs under no lock. No function calls back into the caller with a lock held. A tree's shape
 // depends on its key, its root state, the seed, the parameters and the answers alone: with `in_order` its
-// answers are applied in the order of its requests, and simulation j is selected at the moment when exactly
-// the answers up to j - F are applied (F = leaves_in_flight), whoever calls next() or fulfil() first and
-// however much they take. The one exception is a tree whose requests were cancelled: it goes on when next()
-// comes to it again.
+// answers are applied in the order of its requests, and simulation j is selected as soon as the answers up to
+// j - F are applied (F = leaves_in_flight) and it meets no leaf in flight, whoever calls next() or fulfil()
+// first and however much they take. The one exception is a tree whose requests were cancelled: it goes on
+// when next() comes to it again.
 //
 //   add ──► idle ──next()──► selecting ──► window of at most F simulations, oldest first
 //                               ▲            [ terminal visit, or nothing to ask: answered at once ]

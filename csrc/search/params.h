@@ -57,7 +57,7 @@ struct SearchParams {
   // Added to a child's visits below the root of the exploration term (paper: epsilon); 1e-100 .. 1e100.
   double eps = 0.1;
 
-  // Simulations of one tree that may be under way at once (F in algorithm.md); count, 1 .. 65535, with
+  // Simulations of one tree that may be under way at once (F in docs/search.md); count, 1 .. 65535, with
   // leaves_in_flight * k <= 65535.
   std::uint32_t leaves_in_flight = 1;
 
