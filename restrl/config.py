@@ -20,6 +20,7 @@ Method = Literal[
 ]  # fmt: skip
 METHODS: tuple[str, ...] = get_args(Method)
 VALUE_METHODS: tuple[str, ...] = ("orm", "prm", "orm-mcts", "vm-mcts")
+MOST_IN_FLIGHT = 65535  # completions of one tree under way at once (csrc/search/params.h)
 
 
 class _Section(BaseModel):
@@ -117,6 +118,14 @@ class SearchConfig(_Section):
     virtual_loss: Literal["loss", "unobserved"] = "unobserved"  # what a leaf in flight counts as
     reuse: bool = False  # the rest of a completion serves as one of the k where its first line leads
     trees_in_flight: int = Field(64, ge=1)
+
+    @model_validator(mode="after")
+    def _leaves_fit(self) -> SearchConfig:
+        if self.leaves_in_flight * self.k > MOST_IN_FLIGHT:
+            raise ValueError(
+                f"leaves_in_flight = {self.leaves_in_flight} times k = {self.k} is more than {MOST_IN_FLIGHT}"
+            )
+        return self
 
 
 class CollectConfig(SearchConfig):
