@@ -394,3 +394,22 @@ def test_wrong_types_are_type_errors() -> None:
     with pytest.raises(TypeError):
         Forest(SearchParams(), -1)
     assert forest.in_flight() == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"complete": lambda requests: [["x"] * 5 for _ in requests]}, "gave a/0 a str; it gives"),
+        ({"complete": lambda requests: [None for _ in requests]}, "gave a/0 a NoneType; it gives"),
+        ({"evaluate": lambda rows: [[0.5] * 5 for _ in rows]}, "gave a/0 a list; it gives"),
+        ({"params": SearchParams("collect", max_samples=4)}, "max_samples = 4 must be 0 .* at least k = 5"),
+    ],
+)
+def test_answers_of_another_kind_and_budgets_below_k_are_named(change: Any, message: str) -> None:
+    calls: dict[str, Any] = {
+        "params": SearchParams("collect"),
+        "complete": lambda requests: [[Completion("x")] * 5 for _ in requests],
+        "evaluate": lambda rows: [Evaluation([0.5] * 5) for _ in rows],
+    } | change
+    with pytest.raises(RestrlError, match=message):
+        search([Root("a", "")], **calls)

@@ -9,10 +9,26 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from restrl._core import Forest, SearchParams
+from restrl.errors import RestrlError
+from restrl.policy import Completion
 from restrl.search.records import Answered, Evaluation, Expansion, Request, Root, Timing
 from restrl.search.result import TreeResult, TreeStats
 
 _ALL = 1 << 31
+
+
+def _texts(request: Request, samples: Sequence[Completion]) -> list[str]:
+    """The texts of an answer of `complete`. Raises RestrlError for one that is no list of Completion."""
+    try:
+        return [sample.text for sample in samples]
+    except (AttributeError, TypeError):
+        odd = (
+            [s for s in samples if not hasattr(s, "text")] if isinstance(samples, list | tuple) else [samples]
+        )
+        raise RestrlError(
+            f"complete() gave {request.seed_key} a {type(odd[0]).__name__}; "
+            "it gives every request a list of k Completion"
+        ) from None
 
 
 @dataclass(slots=True)
@@ -67,7 +83,7 @@ class Grove:
         with self._engine():
             self.forest.fulfil(
                 [request.id for request, _ in answered],
-                completions=[[sample.text for sample in samples] for _, samples in answered],
+                completions=[_texts(request, samples) for request, samples in answered],
             )
             answered = [*answered, *((request, []) for request in self.provided)]
             self.provided = []
@@ -94,6 +110,12 @@ class Grove:
 
     def back_up(self, expansions: list[Expansion], evaluations: list[Evaluation]) -> None:
         """Their scores into the forest."""
+        for expansion, evaluation in zip(expansions, evaluations, strict=True):
+            if not hasattr(evaluation, "completion_values"):
+                raise RestrlError(
+                    f"evaluate() gave {expansion.seed_key} a {type(evaluation).__name__}; "
+                    "it gives every expansion an Evaluation"
+                )
         children = [list(evaluation.child_values) for evaluation in evaluations]
         with self._engine():
             self.forest.fulfil(

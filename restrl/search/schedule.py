@@ -105,7 +105,7 @@ def grow(
     requests and waits for the call of `evaluate` under way. Raises RestrlError for doubled keys, limits below
     1 and answers of the wrong length or with scores not finite.
     """
-    _check(roots, complete, source, trees_in_flight, max_batch, evaluate_batch)
+    _check(roots, params, complete, source, trees_in_flight, max_batch, evaluate_batch)
     if leaves_in_flight is not None:
         params = SearchParams(**{**params.to_dict(), "leaves_in_flight": leaves_in_flight})
     timing = Timing() if timing is None else timing
@@ -146,6 +146,7 @@ def _run(grove: Grove, source: Source, scorer: _Scorer, timing: Timing) -> Gener
 
 def _check(
     roots: Sequence[Root],
+    params: SearchParams,
     complete: Complete | None,
     source: Source | None,
     trees_in_flight: int,
@@ -159,6 +160,11 @@ def _check(
     for name, batch in (("max_batch", max_batch), ("evaluate_batch", evaluate_batch)):
         if batch is not None and batch < 1:
             raise RestrlError(f"{name} = {batch} must be at least 1, or None")
+    if 0 < params.max_samples < params.k:
+        raise RestrlError(
+            f"max_samples = {params.max_samples} must be 0 (no limit) or at least k = {params.k}, "
+            "so that a root can be expanded"
+        )
     seen: set[str] = set()
     for root in roots:
         if root.key in seen:
