@@ -217,7 +217,7 @@ def test_each_backend_has_its_own_largest_batch() -> None:
 class Watched(Forest):
     made: list[Forest] = []  # noqa: RUF012
 
-    def __init__(self, params: SearchParams, seed: int) -> None:
+    def __init__(self, params: SearchParams, seed: int, splitter: Any) -> None:
         super().__init__(params, seed)
         self.made.append(self)
 
@@ -382,3 +382,23 @@ def test_a_leaf_with_all_its_completions_asks_the_policy_for_nothing() -> None:
         for tree in search(ROOTS[:3], params, complete=same, evaluate=evaluate):
             assert (tree.stats.samples, tree.stats.reused, tree.stats.generated_tokens) == (5, 15, 20)
             assert (tree.stats.expansions, tree.stats.terminal_visits) == (4, 0)
+
+
+def test_a_splitter_takes_the_place_of_the_line_rule() -> None:
+    def by_statement(text: str) -> int:
+        return text.find(";") + 1 or len(text)
+
+    def statements(requests: list[Request]) -> list[list[Completion]]:
+        return [[Completion(f"a;b{request.seed_key};c{i}") for i in range(request.k)] for request in requests]
+
+    trees = [
+        search(
+            ROOTS[:2], SearchParams("value", simulations=6, reuse=True, step_ends=ends),
+            complete=statements, evaluate=evaluate, splitter=splitter,
+        )
+        for ends, splitter in ((("\n",), by_statement), ((";",), None))
+    ]  # fmt: skip
+    lines = [[node.line for node in tree.nodes] for tree in trees[0]]
+    assert lines == [[node.line for node in tree.nodes] for tree in trees[1]]
+    assert lines[0][1] == "a;"
+    assert f"b{ROOTS[0].key}/0;" in lines[0]

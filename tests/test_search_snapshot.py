@@ -239,7 +239,7 @@ def test_json() -> None:
 def test_a_tree_without_completions_has_no_best() -> None:
     forest = Forest(SearchParams())
     data = forest.save(forest.add("t", "root\n"))
-    assert snapshot_to_json(data)["best"] == -1
+    assert snapshot_to_json(data)["best"] is None
     with pytest.raises(RestrlError, match="'t' has no completion yet"):
         _ = snapshot_to_result(data).best
 

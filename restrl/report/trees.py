@@ -9,7 +9,7 @@ from restrl.report.contents import Node, Tree, TreeSample
 from restrl.report.markup import any_value, finite, number, paragraph, text, whole
 
 PARAMS = ("mode", "c", "k", "num_decisions")
-STATS = ("simulations", "expansions", "completions", "generated_tokens", "collisions")
+STATS = ("simulations", "expansions", "completions", "samples", "reused", "generated_tokens", "collisions")
 
 
 def tree_view(tree: Tree) -> str:

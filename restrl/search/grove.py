@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -43,9 +43,15 @@ class Grove:
     """At most `trees_in_flight` trees at once; a finished one's place is taken by the next root."""
 
     def __init__(
-        self, roots: Sequence[Root], params: SearchParams, seed: int, trees_in_flight: int, timing: Timing
+        self,
+        roots: Sequence[Root],
+        params: SearchParams,
+        seed: int,
+        trees_in_flight: int,
+        timing: Timing,
+        splitter: Callable[[str], int] | None,
     ) -> None:
-        self.forest = Forest(params, seed)
+        self.forest = Forest(params, seed, splitter=splitter)
         self.params = params
         self.left = len(roots)  # trees that have not finished
         self._roots = iter(roots)

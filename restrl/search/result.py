@@ -152,7 +152,7 @@ class TreeResult:
             "params": self.params.to_dict(),
             "nodes": [dict(zip(_NODE_FIELDS, row, strict=True)) for row in self.node_rows],
             "completions": [dict(zip(_SAMPLE_FIELDS, row, strict=True)) for row in self.completion_rows],
-            "best": self._best,
+            "best": self._best if self._best >= 0 else None,
             "stats": asdict(self.stats),
         }
 

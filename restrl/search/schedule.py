@@ -48,6 +48,7 @@ def search(
     max_batch: int | None = None,
     evaluate_batch: int | None = None,
     overlap: bool = True,
+    splitter: Callable[[str], int] | None = None,
     timing: Timing | None = None,
     on_done: Callable[[TreeResult], None] | None = None,
 ) -> list[TreeResult]:
@@ -59,7 +60,7 @@ def search(
     trees = grow(
         roots, params, complete=complete, source=source, evaluate=evaluate, seed=seed,
         leaves_in_flight=leaves_in_flight, trees_in_flight=trees_in_flight, max_batch=max_batch,
-        evaluate_batch=evaluate_batch, overlap=overlap, timing=timing,
+        evaluate_batch=evaluate_batch, overlap=overlap, splitter=splitter, timing=timing,
     )  # fmt: skip
     try:
         for tree in trees:
@@ -84,6 +85,7 @@ def grow(
     max_batch: int | None = None,
     evaluate_batch: int | None = None,
     overlap: bool = True,
+    splitter: Callable[[str], int] | None = None,
     timing: Timing | None = None,
 ) -> Generator[TreeResult, None, None]:
     """Grows one tree per root and gives each as soon as it has finished.
@@ -99,6 +101,7 @@ def grow(
     evaluate_batch    most expansions in one call of `evaluate`; None: no limit
     overlap           `evaluate` runs in a thread beside `complete`: while one half of the requests is being
                       completed, the other half is scored. False: in turns, all trees in one batch
+    splitter          length in characters of the first step of a text, in place of `params.step_ends`
     timing            is added to
 
     Whatever ends it early (an exception of a callback, in whichever thread, Ctrl-C, close()) cancels the open
@@ -110,7 +113,7 @@ def grow(
         params = SearchParams(**{**params.to_dict(), "leaves_in_flight": leaves_in_flight})
     timing = Timing() if timing is None else timing
     begin = time.perf_counter()
-    grove = Grove(roots, params, seed, trees_in_flight, timing)
+    grove = Grove(roots, params, seed, trees_in_flight, timing, splitter)
     try:
         with _Scorer(evaluate, evaluate_batch, overlap, timing) as scorer:
             if source is None:
