@@ -20,18 +20,20 @@ bool is_row(PyObject* object) {
           PySequence_Check(object) != 0);
 }
 
-// Calls function(item) for the items of a sequence, which nobody changes meanwhile. Returns how many.
+// Calls function(item) for the items of a sequence. What it calls (__float__, an iterator) may be Python that
+// changes a list: the item is held, and the size looked at again. Returns how many.
 template <typename Function>
 std::size_t for_each(PyObject* sequence, const char* what, Function function) {
   const auto items = py::reinterpret_steal<py::object>(
       PySequence_Fast(sequence, ("expected a sequence of " + std::string(what)).c_str()));
   if (!items) throw py::error_already_set();
   const py::scoped_critical_section section(items);
-  const auto size = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(items.ptr()));
-  for (std::size_t i = 0; i < size; ++i) {
-    function(PySequence_Fast_GET_ITEM(items.ptr(), static_cast<Py_ssize_t>(i)));
+  Py_ssize_t i = 0;
+  for (; i < PySequence_Fast_GET_SIZE(items.ptr()); ++i) {
+    const auto item = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(items.ptr(), i));
+    function(item.ptr());
   }
-  return size;
+  return static_cast<std::size_t>(i);
 }
 
 // Rows or a flat sequence: add(item) for every item, the lengths of rows into `lengths`.
@@ -79,8 +81,9 @@ Ids::Ids(const py::object& ids) {
     throw py::type_error("request ids are a list or an array of integers");
   }
   const py::array_t<search::RequestId, py::array::c_style | py::array::forcecast> array(given);
-  ids_ = {array.data(), static_cast<std::size_t>(array.size())};
-  array_ = array;
+  // A copy: the array may be written to while the GIL is released or a splitter runs.
+  list_.assign(array.data(), array.data() + array.size());
+  ids_ = list_;
 }
 
 Values::Values(const py::object& values, std::size_t requests, const char* what) {
@@ -95,9 +98,11 @@ Values::Values(const py::object& values, std::size_t requests, const char* what)
     return;
   }
   const auto array = py::array_t<double, py::array::c_style | py::array::forcecast>::ensure(values);
-  if (!array) throw py::error_already_set();
-  values_ = {array.data(), static_cast<std::size_t>(array.size())};
-  array_ = array;
+  if (!array) {  // which has cleared numpy's error
+    throw py::type_error(std::string(what) + " are rows of floats, a flat list of them or an array");
+  }
+  list_.assign(array.data(), array.data() + array.size());  // a copy, as of the ids
+  values_ = list_;
 }
 
 Texts::Texts(const py::object& texts, std::size_t requests) {

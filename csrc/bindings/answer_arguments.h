@@ -18,7 +18,6 @@ class Ids {
   std::span<const search::RequestId> get() const { return ids_; }
 
  private:
-  pybind11::object array_;  // keeps ids_, or
   std::vector<search::RequestId> list_;
   std::span<const search::RequestId> ids_;
 };
@@ -31,7 +30,6 @@ class Values {
   search::Flat<double> get() const { return {values_, lengths_}; }
 
  private:
-  pybind11::object array_;
   std::vector<double> list_;
   std::vector<std::uint32_t> lengths_;
   std::span<const double> values_;

@@ -36,7 +36,8 @@ Claim::Claim(Forest& forest, std::span<const RequestId> ids, const Answers* answ
 Claim::~Claim() {
   std::size_t i = done_;
   locked(i, slots_.size(), [&](Shard& shard, Slot& slot) {
-    if (i < split_) slot.forget_completions(forest_.params_.k - slot.samples);
+    // One of no samples had its completions before, and keeps them.
+    if (i < split_ && slot.samples > 0) slot.forget_completions(forest_.params_.k - slot.samples);
     shard.unclaim(slot);
   });
   if (answers_ == nullptr || !answers_->completions) return;

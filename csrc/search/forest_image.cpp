@@ -37,19 +37,28 @@ void note_steps(Lane& lane, const Splitter& splitter, Text text, std::uint32_t s
   }
 }
 
-// A tree's completions end their steps where the splitter says; with reuse the
-// lane needs all of them.
-void check_steps(Lane& lane, const TreeDump& dump, const SearchParams& params, const Splitter& splitter) {
+// A tree's completions, reused ones too, end their steps where the splitter says; with reuse the lane needs
+// all of them. `nodes` are those of the expansions.
+void check_steps(Lane& lane, const TreeDump& dump, const std::vector<NodeId>& nodes,
+                 const SearchParams& params, const Splitter& splitter) {
+  std::vector<Text> inherited;
   std::size_t text = 0;
   std::size_t child = 0;
   for (std::size_t e = 0; e < dump.expansions.size(); ++e) {
+    const auto check = [&](std::uint32_t i, std::uint32_t step) {
+      if (step == dump.children[child + dump.child_of[e * params.k + i]].length) return;
+      throw SnapshotError("the splitter ends a step of expansion " + std::to_string(e) +
+                          " elsewhere: it is another one, or does not depend on the text alone");
+    };
+    inherited.clear();
+    lane.tree.inherit(nodes[e], inherited);
+    for (std::uint32_t i = 0; i < inherited.size(); ++i) {
+      // All steps above are where the splitter ends them, so the place is one that was noted.
+      check(i, inherited[i].size == 0 ? 1 : lane.steps.at(inherited[i].data));
+    }
     for (std::uint32_t i = dump.expansions[e].reused; i < params.k; ++i, ++text) {
       const std::uint32_t step = first_step(splitter, dump.texts[text]);
-      if (step != dump.children[child + dump.child_of[e * params.k + i]].length) {
-        throw SnapshotError("the splitter ends a step of expansion " + std::to_string(e) +
-                            " elsewhere: it is another one, or does not depend "
-                            "on the text alone");
-      }
+      check(i, step);
       if (params.reuse) note_steps(lane, splitter, dump.texts[text], step);
     }
     child += dump.expansions[e].children;
@@ -118,9 +127,9 @@ TreeId Forest::insert(const TreeImage& image, const Keep& keep) {
   lane->started = image.stats.simulations;
   lane->samples = image.stats.samples;
   const TreeDump dump = lane->tree.dump();  // its texts lie where they stay
-  if (splitter_) check_steps(*lane, dump, params_, splitter_);
-
   const std::vector<NodeId> nodes = expanded_nodes(lane->tree, dump);
+  if (splitter_) check_steps(*lane, dump, nodes, params_, splitter_);
+
   std::vector<Resumed> window;
   window.reserve(image.window.size());
   try {

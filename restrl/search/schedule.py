@@ -106,7 +106,7 @@ def grow(
 
     Whatever ends it early (an exception of a callback, in whichever thread, Ctrl-C, close()) cancels the open
     requests and waits for the call of `evaluate` under way. Raises RestrlError for doubled keys, limits below
-    1 and answers of the wrong length or with scores not finite.
+    1, fewer max_samples than k and answers of the wrong length or with scores not finite.
     """
     _check(roots, params, complete, source, trees_in_flight, max_batch, evaluate_batch)
     if leaves_in_flight is not None:
