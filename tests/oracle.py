@@ -95,7 +95,10 @@ def grow(
         own, own_total = 0, 0.0  # for the node
         path, path_total = 0, 0.0  # for its ancestors
         if node.terminal:
-            own, own_total = 1, score(node.state) if node.N == 0 else node.V
+            # The first completion's value: a reused one keeps its source's, which may lack the newline that
+            # stands for its empty rest.
+            first = next(sample for sample in node.parent.completions if sample.child is node)
+            own, own_total = 1, first.value if node.N == 0 else node.V
             path, path_total = own, own_total
         else:
             above = node.parent.completions if reuse and node.parent else []

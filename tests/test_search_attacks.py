@@ -121,3 +121,19 @@ def test_fewer_max_samples_than_one_expansion_needs() -> None:
 
     with pytest.raises(RestrlError, match="max_samples = 3 is too few"):
         search([Root("a", "S\n")], SearchParams(max_samples=3), complete=lambda _: [], evaluate=evaluate)
+
+
+def test_a_terminal_node_of_an_empty_rest_is_worth_what_its_source_is() -> None:
+    forest = Forest(SearchParams(k=2, num_decisions=1, reuse=True, simulations=3))
+    tree = forest.add("a", "S\n")
+    forest.fulfil([forest.next(1)[0].id], [["a", "a\nb"]], [[0.25, 1.0]])
+    # "a" ends where the step does, but came first: its child is terminal and worth 0.25.
+    assert forest.take_finished() == [tree]
+    assert forest.view(tree)["nodes"][1][3:7] == (2, 0.5, 0.25, True)
+
+    forest = Forest(SearchParams(k=2, num_decisions=2, reuse=True, simulations=4, c=100.0))
+    tree = forest.add("a", "S\n")
+    forest.fulfil([forest.next(1)[0].id], [["a\nb", "a"]], [[1.0, 0.25]])
+    # Both are reused: "b", and nothing, which is a newline and keeps the value of "a".
+    assert forest.take_finished() == [tree]
+    assert {row[9]: row[5] for row in forest.view(tree)["nodes"][2:]} == {"b\n": 1.0, "\n": 0.25}
