@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from restrl._core import AnswerError, Forest, SnapshotError
-from restrl.errors import RestrlError
-from restrl.search import Evaluation, Root, SearchParams, search
+from restrl.search import SearchParams
 
 
 def asked(k: int = 2, splitter: Any = None) -> tuple[Forest, int, int]:
@@ -113,14 +112,6 @@ def test_a_snapshot_of_a_splitter_that_differs_in_reused_steps_only() -> None:
     assert Forest(params, splitter=lines).load(data) == 0
     with pytest.raises(SnapshotError, match="elsewhere"):
         Forest(params, splitter=other).load(data)
-
-
-def test_fewer_max_samples_than_one_expansion_needs() -> None:
-    def evaluate(expansions: list[Any]) -> list[Evaluation]:
-        raise AssertionError
-
-    with pytest.raises(RestrlError, match="max_samples = 3 is too few"):
-        search([Root("a", "S\n")], SearchParams(max_samples=3), complete=lambda _: [], evaluate=evaluate)
 
 
 def test_a_terminal_node_of_an_empty_rest_is_worth_what_its_source_is() -> None:
