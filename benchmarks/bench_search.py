@@ -118,7 +118,9 @@ def python_rate(simulations: int, text: str, arrays: bool = True, fresh: bool = 
     find. `arrays`: ids and scores as arrays, completions as one flat list.
     """
     trees, leaves = 16, 4
-    forest = Forest(SearchParams(simulations=simulations // trees, leaves_in_flight=leaves), 0)
+    forest = Forest(
+        SearchParams(simulations=simulations // trees, leaves_in_flight=leaves, virtual_loss="loss"), 0
+    )
     for i in range(trees):
         forest.add(f"tree {i}", "")
     made = completions(0, trees * leaves, text)
@@ -151,7 +153,7 @@ def completions(number: int, requests: int, text: str) -> list[str]:
 
 def crowd(trees: int = 10_000) -> tuple[int, float, float]:
     """Leaves in flight once every tree has 16; CPU seconds to hand them out and take the answers; MB."""
-    forest = Forest(SearchParams(simulations=1000, leaves_in_flight=16), 0)
+    forest = Forest(SearchParams(simulations=1000, leaves_in_flight=16, virtual_loss="loss"), 0)
     before = resident_mb()
     for i in range(trees):
         forest.add(f"tree {i}", "def f(previous):\n")

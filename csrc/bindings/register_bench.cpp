@@ -18,6 +18,7 @@ py::dict bench_tree(std::uint32_t simulations, std::uint32_t leaves_in_flight, s
   task.params.leaves_in_flight = leaves_in_flight;
   task.params.k = k;
   task.params.num_decisions = num_decisions;
+  task.params.virtual_loss = LossRule::loss;  // fills the windows: what is timed is a full one
   task.trees = trees;
   task.threads = threads;
   task.rounds = rounds;

@@ -17,6 +17,7 @@ py::dict bench_forest(std::uint32_t simulations, std::uint32_t leaves_in_flight,
   task.params.mode = parse_mode(mode);
   task.params.simulations = simulations;
   task.params.leaves_in_flight = leaves_in_flight;
+  task.params.virtual_loss = LossRule::loss;  // fills the windows: what is timed is a full one
   task.params.reuse = reuse;
   task.trees = trees;
   task.threads = threads;
