@@ -143,8 +143,8 @@ class Watched(Forest):
 
     made: list[Forest] = []  # noqa: RUF012
 
-    def __init__(self, params: SearchParams, seed: int) -> None:
-        super().__init__(params, seed)
+    def __init__(self, params: SearchParams, seed: int, splitter: Any = None) -> None:
+        super().__init__(params, seed, splitter)
         self.made.append(self)
 
 

@@ -14,6 +14,8 @@ namespace {
 
 using search::AnswerError;
 
+constexpr Py_ssize_t kAhead = 8;  // objects whose memory is asked for before they are read
+
 bool is_row(PyObject* object) {
   return PyList_Check(object) || PyTuple_Check(object) ||
          (PyFloat_Check(object) == 0 && PyUnicode_Check(object) == 0 && PyLong_Check(object) == 0 &&
@@ -30,6 +32,9 @@ std::size_t for_each(PyObject* sequence, const char* what, Function function) {
   const py::scoped_critical_section section(items);
   Py_ssize_t i = 0;
   for (; i < PySequence_Fast_GET_SIZE(items.ptr()); ++i) {
+    if (i + kAhead < PySequence_Fast_GET_SIZE(items.ptr())) {
+      __builtin_prefetch(PySequence_Fast_GET_ITEM(items.ptr(), i + kAhead), 1);  // for its reference count
+    }
     const auto item = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(items.ptr(), i));
     function(item.ptr());
   }

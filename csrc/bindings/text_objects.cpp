@@ -36,17 +36,16 @@ Borrowed::~Borrowed() {
 
 void Borrowed::add(PyObject* text) {
   check_str(text);
+  const char* utf8 = nullptr;
   Py_ssize_t size = 0;
   if (PyUnicode_IS_COMPACT_ASCII(text)) {
     size = PyUnicode_GET_LENGTH(text);
-    texts_.emplace_back(std::string_view(reinterpret_cast<const char*>(PyUnicode_1BYTE_DATA(text)),
-                                         static_cast<std::size_t>(size)),
-                        text);
-    Py_INCREF(text);
-    return;
+    utf8 = reinterpret_cast<const char*>(PyUnicode_1BYTE_DATA(text));
+  } else {
+    utf8 = PyUnicode_AsUTF8AndSize(text, &size);  // kept by the str
   }
-  const char* utf8 = PyUnicode_AsUTF8AndSize(text, &size);  // kept by the str
   if (utf8 != nullptr) {
+    __builtin_prefetch(utf8 + size - 1);  // white space is looked for there soon
     texts_.emplace_back(std::string_view(utf8, static_cast<std::size_t>(size)), text);
     Py_INCREF(text);
     return;

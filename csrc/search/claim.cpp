@@ -9,7 +9,9 @@
 namespace restrl::search {
 namespace {
 
-constexpr std::size_t kHeld = 256;  // requests that are dealt with before others get the lock
+constexpr std::size_t kHeld = 256;     // requests that are dealt with before others get the lock
+constexpr std::size_t kCold = 1024;    // requests whose trees do not fit into a cache
+constexpr std::size_t kTogether = 64;  // requests whose slots fit into a cache
 
 std::string named(RequestId id) { return "request " + std::to_string(id); }
 
@@ -77,30 +79,48 @@ void Claim::take() {
   }
 }
 
-void Claim::split() {
-  check_lengths(answers_->completions, ids_.size(), "completions");
-  if (!answers_->completions) return;
-  const Flat<Sampled>& rows = *answers_->completions;
-  rows_.assign(1, 0);
+// Whether the answers have the right shape: all that can be said before the completions are taken apart.
+void Claim::check() {
+  const auto& [completions, values, child_values] = *answers_;
+  check_lengths(completions, ids_.size(), "completions");
+  check_lengths(values, ids_.size(), "completion_values");
+  check_lengths(child_values, ids_.size(), "child_values");
+  if (child_values && !values) throw AnswerError("child_values came without completion_values");
   rows_.reserve(ids_.size() + 1);
+  rows_.push_back(0);
   for (std::size_t i = 0; i < ids_.size(); ++i) {
     const Slot& slot = *slots_[i];
-    const std::size_t given = rows.lengths.empty() ? slot.samples : rows.lengths[i];
-    // A request of no samples has its completions from the start; none given again is no mistake.
-    if (slot.has_completions && slot.samples > 0) {
-      throw AnswerError(named(ids_[i]) + " has its completions already");
+    if (completions) {
+      const std::size_t given = completions->lengths.empty() ? slot.samples : completions->lengths[i];
+      // A request of no samples has its completions from the start; none given again is no mistake.
+      if (slot.has_completions && slot.samples > 0) {
+        throw AnswerError(named(ids_[i]) + " has its completions already");
+      }
+      if (given != slot.samples) {
+        throw AnswerError(named(ids_[i]) + " needs " + std::to_string(slot.samples) + " completions, not " +
+                          std::to_string(given));
+      }
+      rows_.push_back(rows_.back() + given);
+    } else if (values && !slot.has_completions) {
+      throw AnswerError(named(ids_[i]) + " got scores before its completions");
     }
-    if (given != slot.samples) {
-      throw AnswerError(named(ids_[i]) + " needs " + std::to_string(slot.samples) + " completions, not " +
-                        std::to_string(given));
-    }
-    rows_.push_back(rows_.back() + given);
   }
-  check_total("completions", ids_.size(), rows_.back(), rows.items.size());
-  for (std::size_t i = 0; i < ids_.size(); ++i) {
-    if (slots_[i]->samples == 0) continue;
+  if (!completions) return;
+  check_total("completions", ids_.size(), rows_.back(), completions->items.size());
+  for (const Sampled& sampled : completions->items) {
+    if (sampled.owner == nullptr && forest_.splitter_) {
+      throw AnswerError("a forest with a splitter needs completions with owners");
+    }
+    check_size(sampled.utf8.size());
+  }
+}
+
+void Claim::split(std::size_t end) {
+  if (!answers_->completions) return;
+  const std::span<const Sampled> items = answers_->completions->items;
+  for (std::size_t i = split_; i < end; ++i) {
     split_ = i + 1;
-    split_one(*slots_[i], rows.items.subspan(rows_[i], rows_[i + 1] - rows_[i]));
+    if (slots_[i]->samples > 0) split_one(*slots_[i], items.subspan(rows_[i], rows_[i + 1] - rows_[i]));
   }
 }
 
@@ -113,7 +133,6 @@ void Claim::split_one(Slot& slot, std::span<const Sampled> completions) {
   for (const Sampled& sampled : completions) {
     Text text = to_text(sampled.utf8, sampled.owner);
     if (text.owner == nullptr) {
-      if (forest_.splitter_) throw AnswerError("a forest with a splitter needs completions with owners");
       slot.copies += text.view();
       text.data = slot.copies.data() + slot.copies.size() - text.size;
     }
@@ -139,57 +158,58 @@ std::uint32_t Claim::find_steps(Slot& slot, Text text) {
   return first;
 }
 
-void Claim::check() {
-  const auto& values = answers_->completion_values;
-  const auto& child_values = answers_->child_values;
-  check_lengths(values, ids_.size(), "completion_values");
-  check_lengths(child_values, ids_.size(), "child_values");
-  if (!values) {
-    if (child_values) throw AnswerError("child_values came without completion_values");
-    return;
-  }
+// The scores of requests up to `end`; into their slots if `store`, else they are only checked.
+void Claim::score(std::size_t end, bool store) {
+  if (!answers_->completion_values) return;
   const Flat<double> none{};
-  std::size_t begin = 0;
-  std::size_t child_begin = 0;
-  for (std::size_t i = 0; i < ids_.size(); ++i) {
-    Slot& slot = *slots_[i];
-    if (!slot.has_completions && !answers_->completions) {
-      throw AnswerError(named(ids_[i]) + " got scores before its completions");
-    }
-    take_values("completion", i, *values, slot.samples, begin, slot.completion_values);
-    const bool scored = forest_.params_.mode == Mode::value;
-    take_values("child", i, child_values ? *child_values : none, scored ? slot.split.children.size() : 0,
-                child_begin, slot.child_values);
+  const Flat<double>& values = *answers_->completion_values;
+  const Flat<double>& child_values = answers_->child_values ? *answers_->child_values : none;
+  const bool by_children = forest_.params_.mode == Mode::value;
+  for (; scored_ < end; ++scored_) {
+    Slot& slot = *slots_[scored_];
+    const auto row = values_of("completion", values, slot.samples, value_);
+    const auto child_row =
+        values_of("child", child_values, by_children ? slot.split.children.size() : 0, child_value_);
+    if (!store) continue;
+    slot.completion_values.assign(row.begin(), row.end());
+    slot.child_values.assign(child_row.begin(), child_row.end());
   }
-  check_total("completion values", ids_.size(), begin, values->items.size());
-  check_total("child values", ids_.size(), child_begin, child_values ? child_values->items.size() : 0);
+  if (end < ids_.size()) return;
+  check_total("completion values", ids_.size(), value_, values.items.size());
+  check_total("child values", ids_.size(), child_value_, child_values.items.size());
 }
 
-void Claim::take_values(const char* what, std::size_t i, const Flat<double>& rows, std::size_t expected,
-                        std::size_t& begin, std::vector<double>& values) const {
-  const std::size_t given =
-      rows.lengths.empty() ? std::min(expected, rows.items.size() - begin) : rows.lengths[i];
-  if (given != expected || given > rows.items.size() - begin) {
-    throw AnswerError(named(ids_[i]) + " needs " + std::to_string(expected) + " " + what + " values, not " +
+// The row of `rows` that belongs to request scored_ and begins at `begin`, which moves on.
+std::span<const double> Claim::values_of(const char* what, const Flat<double>& rows, std::size_t expected,
+                                         std::size_t& begin) const {
+  const RequestId id = ids_[scored_];
+  const std::size_t left = rows.items.size() - begin;
+  const std::size_t given = rows.lengths.empty() ? std::min(expected, left) : rows.lengths[scored_];
+  if (given != expected || given > left) {
+    throw AnswerError(named(id) + " needs " + std::to_string(expected) + " " + what + " values, not " +
                       std::to_string(given));
   }
   const std::span<const double> row = rows.items.subspan(begin, given);
   for (const double value : row) {
     if (!(std::abs(value) <= kLargestScore)) {
-      throw AnswerError(named(ids_[i]) + " got a " + what +
+      throw AnswerError(named(id) + " got a " + what +
                         " value that is not finite or beyond 1e200: " + std::to_string(value));
     }
   }
-  values.assign(row.begin(), row.end());
   begin += given;
+  return row;
 }
 
-void Claim::hand_in() {
-  std::size_t i = 0;
-  std::size_t step = 0;
-  locked(i, ids_.size(), [&](Shard& shard, Slot& slot) {
-    for (; step < steps_.size() && steps_[step].slot == &slot; ++step) {
-      slot.lane->steps.insert_or_assign(steps_[step].place, steps_[step].length);
+void Claim::hand_in(std::size_t end) {
+  std::size_t i = done_;
+  const Lane* lane = nullptr;
+  locked(i, end, [&](Shard& shard, Slot& slot) {
+    if (slot.lane != lane) {
+      lane = slot.lane;
+      if (ids_.size() >= kCold) prefetch_after(i);
+    }
+    for (; step_ < steps_.size() && steps_[step_].slot == &slot; ++step_) {
+      slot.lane->steps.insert_or_assign(steps_[step_].place, steps_[step_].length);
     }
     done_ = i + 1;
     if (shard.unclaim(slot)) return;
@@ -198,7 +218,36 @@ void Claim::hand_in() {
   });
 }
 
-void Claim::drop() {
+// Asks for the memory of the tree that comes after that of request `i`, if it is of the same shard.
+void Claim::prefetch_after(std::size_t i) const {
+  const Lane* lane = slots_[i]->lane;
+  const std::size_t end = std::min(slots_.size(), i + kHeld);
+  while (++i < end && slots_[i]->lane == lane) {
+  }
+  if (i < end && &forest_.shard(ids_[i]) == &forest_.shard(ids_[i - 1])) slots_[i]->lane->tree.prefetch();
+}
+
+void Claim::fulfil() {
+  take();
+  check();
+  // With a splitter, or where child values hang on the split, everything is taken apart before anything is
+  // handed in. Else nothing more can be wrong: a few requests at a time, while their memory is at hand.
+  const bool by_children = forest_.params_.mode == Mode::value && answers_->completion_values;
+  const bool sure = !forest_.splitter_ && !by_children;
+  if (sure) {
+    score(ids_.size(), false);
+    scored_ = value_ = child_value_ = 0;
+  }
+  for (std::size_t end = 0; end < ids_.size();) {
+    end = sure ? std::min(end + kTogether, ids_.size()) : ids_.size();
+    split(end);
+    score(end, true);
+    hand_in(end);
+  }
+}
+
+void Claim::cancel() {
+  take();
   std::size_t i = 0;
   locked(i, ids_.size(), [&](Shard& shard, Slot& slot) {
     done_ = i + 1;
@@ -208,16 +257,12 @@ void Claim::drop() {
 
 void Forest::fulfil(std::span<const RequestId> ids, const Answers& answers) {
   Claim claim(*this, ids, &answers);
-  claim.take();
-  claim.split();
-  claim.check();
-  claim.hand_in();
+  claim.fulfil();
 }
 
 void Forest::cancel(std::span<const RequestId> ids) {
   Claim claim(*this, ids, nullptr);
-  claim.take();
-  claim.drop();
+  claim.cancel();
 }
 
 void Forest::clear() {

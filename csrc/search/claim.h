@@ -21,20 +21,22 @@ class Claim {
   Claim& operator=(const Claim&) = delete;
   ~Claim();
 
-  void take();     // under the locks; throws RequestError
-  void split();    // under none: completions into their slots; throws AnswerError
-                   // and what the splitter throws
-  void check();    // under none: scores into their slots; throws AnswerError
-  void hand_in();  // under the locks
-  void drop();     // under the locks
+  void fulfil();
+  void cancel();
 
  private:
   template <typename Function>
   void locked(std::size_t& i, std::size_t end, Function function);
+  void take();                              // under the locks; throws RequestError
+  void check();                             // under none, like the next two; throws AnswerError, LimitError
+  void split(std::size_t end);              // completions into slots; throws what the splitter throws
+  void score(std::size_t end, bool store);  // scores into slots; throws AnswerError
+  void hand_in(std::size_t end);            // under the locks
   void split_one(Slot& slot, std::span<const Sampled> completions);
   std::uint32_t find_steps(Slot& slot, Text text);
-  void take_values(const char* what, std::size_t i, const Flat<double>& rows, std::size_t expected,
-                   std::size_t& begin, std::vector<double>& values) const;
+  std::span<const double> values_of(const char* what, const Flat<double>& rows, std::size_t expected,
+                                    std::size_t& begin) const;
+  void prefetch_after(std::size_t i) const;
 
   Forest& forest_;
   const std::span<const RequestId> ids_;
@@ -42,14 +44,18 @@ class Claim {
   std::vector<Slot*> slots_;       // claimed so far
   std::vector<std::size_t> rows_;  // where the completions of each request begin, and their end
   std::size_t split_ = 0;          // how many slots have their completions from this call
-  std::size_t done_ = 0;           // how many were handed in
-  struct Step {                    // first step of a text that may be inherited, for the lane of
-                                   // `slot`
+  std::size_t scored_ = 0;         // how many have their scores, which end at these places
+  std::size_t value_ = 0;
+  std::size_t child_value_ = 0;
+  std::size_t done_ = 0;  // how many were handed in
+  struct Step {           // first step of a text that may be inherited, for the lane of
+                          // `slot`
     const Slot* slot;
     const char* place;
     std::uint32_t length;
   };
   std::vector<Step> steps_;
+  std::size_t step_ = 0;  // those before it are handed in
   std::string scratch_;
 };
 

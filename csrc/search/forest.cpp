@@ -132,7 +132,7 @@ std::vector<TreeId> Forest::take_finished() { return finished_.take(); }
 
 std::size_t Forest::in_flight() const {
   std::size_t sum = 0;
-  for (const auto& place : shards_) sum += place->in_flight.load(std::memory_order_relaxed);
+  for (const auto& place : shards_) sum += place->in_flight.load(std::memory_order_acquire);
   return sum;
 }
 

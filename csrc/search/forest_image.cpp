@@ -253,7 +253,7 @@ void Shard::resume(std::unique_ptr<Lane> owned, std::vector<Resumed>& window) {
       ready_.push(slot->id());
     }
   }
-  in_flight.store(in_flight.load(std::memory_order_relaxed) + window.size(), std::memory_order_relaxed);
+  flying_ += window.size();
   if (!lane.idle && lane.window.empty()) {
     shared_.finished.add(lane.id);
     lane.finished = true;

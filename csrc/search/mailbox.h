@@ -23,7 +23,7 @@ class Mailbox {
   }
   void settle(std::size_t count) noexcept {
     const std::scoped_lock lock(mutex_);
-    expected_ -= count;
+    expected_ -= std::min(count, expected_);
   }
 
   void add_expected(const T& item) noexcept {

@@ -158,6 +158,7 @@ void Shard::cancel_all() {
     for (Slot* slot : open) drop(*slot);
     if (!lane->window.empty()) advance(*lane);  // answered, but memory ended when it was their turn
   }
+  count();
 }
 
 void Shard::clear() {
@@ -224,7 +225,7 @@ void Shard::inherit(const Lane& lane, NodeId node, Split& split) const {
 
 // Undoes what `entry`'s start counted and has its lane wait for next().
 void Shard::give_up(Lane& lane, const Entry& entry) noexcept {
-  in_flight.store(in_flight.load(std::memory_order_relaxed) - 1, std::memory_order_relaxed);
+  --flying_;
   --lane.started;
   lane.samples -= entry.samples;
   lane.spent = false;
@@ -259,7 +260,7 @@ bool Shard::start_one(Lane& lane) {
   const std::uint32_t own = terminal ? 1 : params.k;
   const std::uint32_t path = terminal ? 1 : params.mode == Mode::value ? params.k : samples;
   lane.window.push({VirtualLoss(lane.tree, node, own, path), lane.next_number, node, samples, slot});
-  in_flight.store(in_flight.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  ++flying_;
   ++lane.next_number;
   ++lane.started;
   lane.samples += samples;
@@ -312,7 +313,7 @@ bool Shard::apply_one(Lane& lane) {
   }
   if (entry.slot != nullptr) close(*entry.slot);
   lane.tree.back_up(entry.node, visits.own, visits.path, std::move(entry.loss));
-  in_flight.store(in_flight.load(std::memory_order_relaxed) - 1, std::memory_order_relaxed);
+  --flying_;
   ++lane.stats.simulations;
   return true;
 }
@@ -323,20 +324,17 @@ void Shard::advance(Lane& lane) {
       while (start_one(lane)) {
       }
     } while (apply_one(lane));
+    if (!lane.window.empty() || lane.idle) return;
+    if (lane.tree.in_flight(kRoot) != 0) {
+      throw std::logic_error("a tree at rest has virtual loss left");  // a bug here, no caller's mistake
+    }
+    if (!lane.finished) shared_.finished.add(lane.id);
+    lane.finished = true;
   } catch (...) {
     if (!lane.idle) idle_.push(lane.id);  // next() tries again
     lane.idle = true;
     count();
     throw;
-  }
-  if (!lane.window.empty() || lane.idle) return;
-  if (lane.tree.in_flight(kRoot) != 0) {
-    throw std::logic_error("a tree at rest has virtual loss left");  // a bug here, no caller's
-                                                                     // mistake
-  }
-  if (!lane.finished) {
-    shared_.finished.add(lane.id);
-    lane.finished = true;
   }
 }
 

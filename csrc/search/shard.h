@@ -28,6 +28,7 @@
 #include "search/forest_data.h"
 #include "search/mailbox.h"
 #include "search/params.h"
+#include "search/patient_mutex.h"
 #include "search/ring.h"
 #include "search/text.h"
 #include "search/tree.h"
@@ -121,7 +122,7 @@ class Shard {
 
   explicit Shard(std::uint32_t index, const Shared& shared) : index_(index), shared_(shared) {}
 
-  std::mutex mutex;
+  PatientMutex mutex;
   std::atomic<std::size_t> waiting = 0;    // requests and idle trees that next() would find here
   std::atomic<std::size_t> in_flight = 0;  // simulations under way
 
@@ -159,7 +160,11 @@ class Shard {
   void inherit(const Lane& lane, NodeId node, Split& split) const;
   void bury(Split& split) noexcept;
   void sweep();
-  void count() { waiting.store(ready_.size() + idle_.size(), std::memory_order_relaxed); }
+  // Publishes the counts; once a call is through with a tree, so that `in_flight` is 0 only at rest.
+  void count() {
+    waiting.store(ready_.size() + idle_.size(), std::memory_order_relaxed);
+    in_flight.store(flying_, std::memory_order_release);
+  }
 
   const std::uint32_t index_;
   const Shared shared_;
@@ -170,6 +175,7 @@ class Shard {
   Ring<RequestId> ready_;  // selected, not handed out yet; ids of cancelled
                            // requests are skipped
   Ring<TreeId> idle_;
+  std::size_t flying_ = 0;  // simulations under way
   Split scratch_;
 };
 

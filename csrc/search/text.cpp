@@ -1,6 +1,7 @@
 #include "search/text.h"
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstring>
 #include <limits>
@@ -53,16 +54,58 @@ std::size_t trailing_space(std::string_view text) {
 // Whether the first `length` bytes of both are equal, the implied newline counting as one.
 bool same_step(const Text& a, const Text& b, std::uint32_t length) {
   const auto last = [&](const Text& text) { return length > text.size ? '\n' : text.data[length - 1]; };
-  if (last(a) != last(b)) return false;
   const std::size_t rest = length - 1;
-  if (rest >= 8) {  // steps begin alike (white space) more often than they end alike
-    std::uint64_t end_a = 0;
-    std::uint64_t end_b = 0;
-    std::memcpy(&end_a, a.data + rest - 8, 8);
-    std::memcpy(&end_b, b.data + rest - 8, 8);
-    if (end_a != end_b) return false;
+  return last(a) == last(b) && (rest == 0 || a.data == b.data || std::memcmp(a.data, b.data, rest) == 0);
+}
+
+// Equal for equal steps; steps begin alike (white space) more often than they end alike.
+std::uint64_t step_key(const Text& text, std::uint32_t length) {
+  const std::size_t rest = length - 1;
+  std::uint64_t end = 0;
+  if (rest >= 8) {
+    std::memcpy(&end, text.data + rest - 8, 8);
+  } else {
+    for (std::size_t i = 0; i < rest; ++i) end = end << 8 | static_cast<unsigned char>(text.data[i]);
   }
-  return rest == 0 || a.data == b.data || std::memcmp(a.data, b.data, rest) == 0;
+  return end ^ std::uint64_t{length} << 40;
+}
+
+// Many: k^2 comparisons would be too many. Both return how many children there are.
+std::size_t group_many(Split& split) {
+  std::unordered_map<std::string, std::uint32_t> child_of_step;
+  for (std::uint32_t i = 0; i < split.texts.size(); ++i) {
+    const std::uint32_t length = split.steps[i];
+    const auto next = static_cast<std::uint32_t>(child_of_step.size());
+    const std::uint32_t child = child_of_step.try_emplace(split.texts[i].first(length), next).first->second;
+    if (child == next) split.children[child] = {i, length, 0, length > split.texts[i].size};
+    ++split.children[child].count;
+    split.child_of[i] = child;
+  }
+  return child_of_step.size();
+}
+
+std::size_t group_few(Split& split) {
+  std::array<std::uint64_t, kFew> keys;  // of the children
+  const Text* const texts = split.texts.data();
+  Split::Child* const children = split.children.data();
+  std::uint32_t count = 0;
+  for (std::uint32_t i = 0; i < split.texts.size(); ++i) {
+    const std::uint32_t length = split.steps[i];
+    const std::uint64_t key = step_key(texts[i], length);
+    std::uint32_t child = 0;
+    const auto leads_here = [&] {
+      return keys[child] == key && children[child].line_length == length &&
+             same_step(texts[children[child].completion], texts[i], length);
+    };
+    while (child < count && !leads_here()) ++child;
+    if (child == count) {
+      keys[count] = key;
+      children[count++] = {i, length, 0, length > texts[i].size};
+    }
+    ++children[child].count;
+    split.child_of[i] = child;
+  }
+  return count;
 }
 
 }  // namespace
@@ -78,51 +121,44 @@ std::string Text::first(std::uint32_t length) const {
   return step;
 }
 
-Text to_text(std::string_view utf8, void* owner) {
-  const std::string_view stripped = rstrip(utf8);
-  if (stripped.size() >= std::numeric_limits<std::uint32_t>::max() - 1) {
-    throw LimitError("a completion has " + std::to_string(stripped.size()) +
+void check_size(std::size_t bytes) {
+  if (bytes >= std::numeric_limits<std::uint32_t>::max() - 1) {
+    throw LimitError("a completion has " + std::to_string(bytes) +
                      " bytes; a tree holds completions of less than 4 GiB");
   }
+}
+
+Text to_text(std::string_view utf8, void* owner) {
+  const std::string_view stripped = rstrip(utf8);
+  check_size(stripped.size());
   return {stripped.data(), owner, static_cast<std::uint32_t>(stripped.size())};
 }
 
 std::uint32_t first_step(const Text& text, std::span<const std::string> ends) {
   // An end that reaches into the implied newline would end the whole text, which is what no end gives too.
   std::size_t length = std::size_t{text.size} + 1;
+  if (text.size == 0) return 1;
   for (const std::string& end : ends) {
-    const std::size_t found = end.size() == 1 ? text.view().find(end[0]) : text.view().find(end);
-    if (found != std::string_view::npos) length = std::min(length, found + end.size());
+    if (end.size() == 1) {
+      const void* found = std::memchr(text.data, end[0], text.size);
+      if (found == nullptr) continue;
+      length = std::min<std::size_t>(length, static_cast<const char*>(found) - text.data + 1);
+    } else {
+      const std::size_t found = text.view().find(end);
+      if (found != std::string_view::npos) length = std::min(length, found + end.size());
+    }
   }
   return static_cast<std::uint32_t>(length);
 }
 
 void split_texts(Split& split, std::span<const std::string> ends) {
   const std::size_t k = split.texts.size();
-  for (std::size_t i = split.steps.size(); i < k; ++i) {
-    split.steps.push_back(first_step(split.texts[i], ends));
-  }
-  split.child_of.clear();
-  split.children.clear();
-  // Few are compared one by one; for very many that would take k^2 comparisons.
-  const bool many = k > kFew;
-  std::unordered_map<std::string, std::uint32_t> child_of_step;
-  for (std::uint32_t i = 0; i < k; ++i) {
-    const Text& text = split.texts[i];
-    const std::uint32_t length = split.steps[i];
-    const auto next = static_cast<std::uint32_t>(split.children.size());
-    const auto leads_here = [&](const Split::Child& child) {
-      return child.line_length == length && same_step(split.texts[child.completion], text, length);
-    };
-    const std::uint32_t child =
-        many ? child_of_step.try_emplace(text.first(length), next).first->second
-             : static_cast<std::uint32_t>(
-                   std::find_if(split.children.begin(), split.children.end(), leads_here) -
-                   split.children.begin());
-    if (child == next) split.children.push_back({i, length, 0, length > text.size});
-    ++split.children[child].count;
-    split.child_of.push_back(child);
-  }
+  const std::size_t known = split.steps.size();
+  split.steps.resize(k);
+  for (std::size_t i = known; i < k; ++i) split.steps[i] = first_step(split.texts[i], ends);
+  split.child_of.resize(k);
+  split.children.resize(k);
+  split.children.resize(k <= kFew ? group_few(split) : group_many(split));
 }
 
 Split split_completions(std::span<const std::string> completions, std::span<const std::string> ends) {

@@ -1,6 +1,7 @@
 // From sampled completions to actions: where a step ends and which samples share a child.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -31,6 +32,9 @@ struct Text {
 
 // `utf8` without the white space at its end, white space being what Python's str.rstrip() removes.
 std::string_view rstrip(std::string_view utf8);
+
+// Throws LimitError for a completion of 4 GiB or more.
+void check_size(std::size_t bytes);
 
 // A sampled completion as Text. Throws LimitError for one of 4 GiB or more.
 Text to_text(std::string_view utf8, void* owner = nullptr);
