@@ -1,5 +1,7 @@
 #include "codec.h"
 
+#include <pybind11/critical_section.h>
+
 #include <cstring>
 
 namespace py = pybind11;
@@ -29,11 +31,12 @@ class Encoder {
       put_str(v);
     } else if (PyList_CheckExact(v)) {
       // The length is read again at every step: a hook may run code that changes the list.
+      const py::scoped_critical_section section(py::handle{v});  // other threads may not, between two items
       head('l', PyList_GET_SIZE(v));
       const Py_ssize_t n = PyList_GET_SIZE(v);
       for (Py_ssize_t i = 0; i < n; ++i) {
         if (PyList_GET_SIZE(v) != n) throw CodecError("changed while it was read");
-        put(PyList_GET_ITEM(v, i), depth + 1);
+        put(py::reinterpret_borrow<py::object>(PyList_GET_ITEM(v, i)).ptr(), depth + 1);
       }
     } else if (PyTuple_CheckExact(v)) {
       head('t', PyTuple_GET_SIZE(v));
@@ -105,6 +108,7 @@ class Encoder {
   }
 
   void put_dict(PyObject* v, int depth) {
+    const py::scoped_critical_section section(py::handle{v});
     const Py_ssize_t n = PyDict_GET_SIZE(v);
     head('d', n);
     Py_ssize_t at = 0, seen = 0;

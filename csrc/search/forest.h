@@ -59,16 +59,19 @@ class Forest {
   TreeId add(std::string_view key, std::string_view state);
 
   // At most `max_requests` leaves to expand, shard by shard, oldest first in each. An empty answer means that
-  // every unfinished tree waits for answers. `states`, where given, gets the leaves' states in the same
+  // every unfinished tree waits for answers, those that other threads give at this moment included; with
+  // in_flight() = 0 besides, all trees have ended. `states`, where given, gets the leaves' states in the same
   // order. The second form appends.
   std::vector<Request> next(std::size_t max_requests, std::vector<std::string>* states = nullptr);
   void next(std::size_t max_requests, std::vector<Request>& requests, std::vector<std::string>* states);
 
   // One answer per id. All are checked before any is taken: throws RequestError, AnswerError or what the
-  // splitter throws with nothing changed. The owners of completions belong to the forest from the call on,
-  // whatever comes of it: take_dropped() gives each of them back, once nobody reads its text any more; how
-  // many there are is said to expect_owners() before, so that none is lost where memory ends. Texts without
-  // an owner are copied (with a splitter every text needs an owner).
+  // splitter throws with nothing changed; where a tree outgrows its indices or memory ends (LimitError,
+  // bad_alloc) some may have been taken, and the simulation that failed is given up. The owners of
+  // completions belong to the forest from the call on, whatever comes of it: take_dropped() gives each of
+  // them back, once nobody reads its text any more; how many there are is said to expect_owners() before, so
+  // that none is lost where memory ends. Texts without an owner are copied (with a splitter every text needs
+  // an owner).
   void expect_owners(std::size_t count) { graveyard_.expect(count); }
   void fulfil(std::span<const RequestId> ids, const Answers& answers);
 
