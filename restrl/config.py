@@ -75,8 +75,8 @@ class TrainConfig(_Section):
     """GRPO (step 5) or SFT. The defaults are ReST-GRPO's own: TRL 0.18.2's loss and schedule."""
 
     method: Literal["grpo", "sft"] = "grpo"
-    preset: Literal["0.18.2", "1.16"] = "0.18.2"  # TRL version whose details of the loss are reproduced
-    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "bnpo"
+    preset: Literal["0.18.2", "1.10", "1.16"] = "0.18.2"  # TRL version whose loss is reproduced
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo"] = "bnpo"
     num_generations: int = Field(8, ge=1)  # G
     temperature: float = Field(0.7, gt=0)
     max_completion_length: int = Field(1024, ge=1)  # new tokens
@@ -93,6 +93,16 @@ class TrainConfig(_Section):
     epsilon: float = Field(0.2, ge=0)
     epsilon_high: float | None = None
     delta: float | None = None
+    use_bias_correction_kl: bool | None = None  # None: what the preset does
+    entropy_coef: float = 0.0  # weight of the mean entropy, which is subtracted from the loss
+    top_entropy_quantile: float = Field(1.0, ge=0, le=1)  # share of tokens, by entropy, that train the policy
+    off_policy_mask_threshold: float | None = None
+    sapo_temperature_neg: float = Field(1.05, gt=0)
+    sapo_temperature_pos: float = Field(1.0, gt=0)
+    vespo_k_pos: float = 2.0
+    vespo_lambda_pos: float = Field(3.0, ge=1e-4)
+    vespo_k_neg: float = 3.0
+    vespo_lambda_neg: float = Field(2.0, ge=1e-4)
     num_iterations: int = Field(1, ge=1)  # optimiser steps per batch of completions
     importance_sampling_level: Literal["token", "sequence"] = "token"
     scale_rewards: Literal["group", "batch", "none"] = "group"

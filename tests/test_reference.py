@@ -121,7 +121,7 @@ def test_values_and_gradients_equal_trl(preset: str) -> None:
             epsilon_high=0.28,
             delta=case["delta"],
             beta=case["beta"],
-            bias_correction_kl=PRESETS[preset].bias_correction_kl,
+            use_bias_correction_kl=PRESETS[preset].use_bias_correction_kl,
             max_completion_length=8,
         )
         old_log_probs = old if case["old"] else None
@@ -162,10 +162,10 @@ def loss_by_hand(
             d_policy = -r * a if live else 0.0  # by log r
             x = ref[i, t] - log_p[i, t]
             k = math.exp(x) - x - 1
-            correction = r if spec.bias_correction_kl else 1.0
+            correction = r if spec.use_bias_correction_kl else 1.0
             loss += w * (policy + spec.beta * k * correction)
             by_l = spec.beta * (1 - math.exp(x)) * correction
-            by_ratio = d_policy + (spec.beta * k * r if spec.bias_correction_kl else 0.0)
+            by_ratio = d_policy + (spec.beta * k * r if spec.use_bias_correction_kl else 0.0)
             gradient[i, t] += w * by_l
             if sequence:
                 through_ratio += w * by_ratio
@@ -183,7 +183,7 @@ SPECS = [
         epsilon_high=high,
         delta=delta,
         beta=beta,
-        bias_correction_kl=corrected,
+        use_bias_correction_kl=corrected,
         max_completion_length=7,
     )
     for loss_type, level, high, delta, beta, corrected in itertools.product(
@@ -337,8 +337,8 @@ def test_other_mistakes_raise() -> None:
 def test_defaults_are_the_paper_s() -> None:
     spec = LossSpec.from_config(TrainConfig())
     assert (spec.loss_type, spec.beta, spec.epsilon, spec.delta) == ("bnpo", 0.04, 0.2, None)
-    assert (spec.importance_sampling_level, spec.bias_correction_kl) == ("token", False)
-    assert LossSpec.from_config(TrainConfig(preset="1.16")).bias_correction_kl
+    assert (spec.importance_sampling_level, spec.use_bias_correction_kl) == ("token", False)
+    assert LossSpec.from_config(TrainConfig(preset="1.16")).use_bias_correction_kl
 
 
 # --- log-probs ---
