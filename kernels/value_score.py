@@ -16,8 +16,9 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from restrl.kernels.build import Build
 from torch import Tensor
+
+from restrl.kernels.build import Build
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)  # CPU tensors are taken
 NORMS = {None: 0, "rms": 1, "layer": 2}

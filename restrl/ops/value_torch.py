@@ -158,7 +158,7 @@ def _statistics(hidden: Tensor, keys: Tensor, u: Tensor, shift: Tensor, how: How
             mean = x.mean(-1)
             x = x - mean[:, None]
         if how.norm is not None:
-            scale = (x.square().mean(-1) + how.eps).rsqrt()
-        dot = (x * u).sum(-1) * scale
+            scale = (torch.linalg.vecdot(x, x) / u.numel() + how.eps).rsqrt()
+        dot = torch.linalg.vecdot(x, u.expand_as(x)) * scale
         parts.append(torch.stack((scale, mean, dot, (dot + shift).masked_fill(own < 0, torch.nan))))
     return torch.cat(parts, 1) if parts else u.new_empty(4, 0)

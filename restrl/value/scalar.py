@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DynamicCache
 
 from restrl.errors import RestrlError
+from restrl.ops.value import value_score
 from restrl.policy.local import LocalPolicy
 from restrl.prompts import value_text
 from restrl.records import Problem
@@ -167,8 +168,7 @@ class ScalarValue:
                 **tries.inputs(batch, self.model), past_key_values=filled, use_cache=filled is not None
             ).last_hidden_state  # [B, T, H]
             texts, row, column = tries.gather(batch, [e.positions for e in encoded])
-            at = torch.from_numpy(row), torch.from_numpy(column)
-            flat = self.model.score(hidden[at]).squeeze(-1).float().cpu()
+            flat = self._read(hidden, torch.from_numpy(row), torch.from_numpy(column)).cpu()
             for i, own in zip(texts, flat.split([len(encoded[i].positions) for i in texts]), strict=True):
                 values[i] = own.tolist()
             if filled is not None:
@@ -211,7 +211,7 @@ class ScalarValue:
         values: list[list[float]] = [[]] * len(encoded)
         for rows in self.batches([len(e.token_ids) for e in encoded]):
             for i, own in zip(rows, self.values([encoded[i] for i in rows]), strict=True):
-                values[i] = own.float().tolist()
+                values[i] = own.tolist()
         return [(own, len(e.token_ids)) for own, e in zip(values, encoded, strict=True)]
 
     def batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -228,7 +228,7 @@ class ScalarValue:
             yield batch
 
     def values(self, encoded: Sequence[Encoded]) -> list[Tensor]:
-        """Unclamped values `[ends]` of each row, in one forward pass with right padding; differentiable."""
+        """Unclamped values `[ends]` float32 of each row, in one pass with right padding; differentiable."""
         lengths = torch.tensor([len(e.token_ids) for e in encoded])
         ids = nn.utils.rnn.pad_sequence([torch.tensor(e.token_ids) for e in encoded], batch_first=True)
         mask = torch.arange(ids.shape[1]) < lengths[:, None]
@@ -236,10 +236,15 @@ class ScalarValue:
         hidden = self.model.base_model(
             input_ids=ids.to(device), attention_mask=mask.long().to(device), use_cache=False
         ).last_hidden_state  # [B, T, H]
-        row = torch.tensor([b for b, e in enumerate(encoded) for _ in e.positions], device=device)
-        position = torch.tensor([p for e in encoded for p in e.positions], device=device)
-        flat = self.model.score(hidden[row, position]).squeeze(-1)
+        row = torch.tensor([b for b, e in enumerate(encoded) for _ in e.positions])
+        position = torch.tensor([p for e in encoded for p in e.positions])
+        flat = self._read(hidden, row, position)
         return list(flat.split([len(e.positions) for e in encoded]))
+
+    def _read(self, hidden: Tensor, row: Tensor, position: Tensor) -> Tensor:
+        """Unclamped values `[n]` float32 of the normed states `[B, T, H]` at the pairs; differentiable."""
+        head, at = self.model.score, (row.to(hidden.device), position.to(hidden.device))
+        return value_score(hidden, at, head.weight, head.bias, clamp=None)
 
 
 def token_positions(spans: Sequence[tuple[int, int]], ends: Sequence[int]) -> list[int]:
