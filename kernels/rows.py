@@ -1,0 +1,341 @@
+"""Rows of raw logits to log-probs and entropies, and gradients of those to gradients of the raw logits.
+
+One program owns one row (a token) and walks over its V logits in tiles. Raw logits x become
+
+    z = (x + b) * outer                        outer = logit_scale / temperature
+    z = tanh((x + b) * inner) * outer          inner = logit_scale / softcap, outer = softcap / temperature
+
+on the fly; all arithmetic is float32, whatever the logits are stored in. Statistics take one read of the row:
+the running maximum is a scalar, sums of exp(z - max) and (z - max) exp(z - max) stay apart by lane and are
+added up once at the end. Maximum and log of the sum are kept apart, so that logits of 1e4 lose nothing.
+
+**Writing over what is read.** The gradient may be written over the logits, also in a narrower type: bfloat16
+gradients of row r then lie in the first half of the memory of row r's float32 logits. Tile k covers the bytes
+[4kB, 4(k+1)B) when read and [2kB, 2(k+1)B) when written, B lanes each: a write of tile k can only hit tiles
+0..k, never one that is still to be read, and a barrier between load and store keeps warps that run ahead from
+writing over what another warp has yet to load. A row has one program, so no other barrier is needed.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from restrl.kernels.numerics import expm1, tanh
+
+
+@triton.jit
+def load_tile(row, bias, columns, vocabulary, inner, outer, CAPPED: tl.constexpr):
+    """Logits z of the tile, -inf past the vocabulary, and tanh where they are capped."""
+    inside = columns < vocabulary
+    raw = tl.load(row + columns, mask=inside, other=0.0).to(tl.float32)
+    if bias is not None:
+        raw += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
+    if CAPPED:
+        bent = tanh(raw * inner)
+        z = bent * outer
+    else:
+        bent = raw
+        z = raw * outer
+    return tl.where(inside, z, float("-inf")), bent
+
+
+@triton.jit
+def row_statistics(
+    row,
+    bias,
+    token,
+    vocabulary,
+    inner,
+    outer,
+    CAPPED: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """log p of the token, the entropy (0 if not wanted), the maximum, and log sum exp(z - maximum)."""
+    lanes = tl.arange(0, BLOCK)
+    largest = float("-inf")
+    total = tl.zeros([BLOCK], tl.float32)
+    moment = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, vocabulary, BLOCK):
+        z, _ = load_tile(row, bias, start + lanes, vocabulary, inner, outer, CAPPED)
+        raised = tl.maximum(largest, tl.max(z, 0))
+        base = tl.where(raised > float("-inf"), raised, 0.0)
+        drop = tl.where(largest > float("-inf"), largest - base, 0.0)
+        shrink = tl.exp(drop)
+        away = z - base
+        weight = tl.exp(away)
+        if ENTROPY:
+            moment = (moment + drop * total) * shrink + tl.where(z > float("-inf"), away * weight, 0.0)
+        total = total * shrink + weight
+        largest = raised
+    mass = tl.sum(total, 0)
+    log_sum = tl.log(mass)
+    chosen, _ = load_tile(row, bias, token, vocabulary, inner, outer, CAPPED)
+    log_prob = (chosen - largest) - log_sum
+    entropy = 0.0
+    if ENTROPY:
+        entropy = log_sum - tl.sum(moment, 0) / mass
+    return log_prob, entropy, largest, log_sum
+
+
+@triton.jit
+def row_gradient(
+    row,
+    out,
+    bias,
+    token,
+    log_prob,
+    entropy,
+    largest,
+    log_sum,
+    g,
+    c,
+    vocabulary,
+    inner,
+    outer,
+    CAPPED: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    SHARED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """dloss/dx of the row into `out`: zeros, without a look at the logits, where g = c = 0."""
+    lanes = tl.arange(0, BLOCK)
+    if (g == 0.0) & (c == 0.0):
+        for start in range(0, vocabulary, BLOCK):
+            columns = start + lanes
+            nothing = tl.zeros([BLOCK], tl.float32).to(out.dtype.element_ty)
+            tl.store(out + columns, nothing, mask=columns < vocabulary)
+    else:
+        chain = outer
+        if CAPPED:
+            chain = outer * inner
+        at_token = -g * expm1(
+            log_prob
+        )  # g (1 - p): the difference would cancel for a token that is nearly sure
+        for start in range(0, vocabulary, BLOCK):
+            columns = start + lanes
+            z, bent = load_tile(row, bias, columns, vocabulary, inner, outer, CAPPED)
+            log_p = (z - largest) - log_sum
+            p = tl.exp(log_p)
+            dz = tl.where(columns == token, at_token, -g * p)
+            if ENTROPY:
+                dz -= c * tl.where(p > 0.0, p * (log_p + entropy), 0.0)
+            if CAPPED:
+                dz *= 1.0 - bent * bent
+            dx = (dz * chain).to(out.dtype.element_ty)
+            if SHARED:
+                tl.debug_barrier()
+            tl.store(out + columns, dx, mask=columns < vocabulary)
+
+
+@triton.jit
+def statistics_kernel(
+    logits,
+    stride,
+    bias,
+    tokens,
+    log_probs,
+    entropies,
+    maxima,
+    log_sums,
+    vocabulary,
+    inner,
+    outer,
+    CAPPED: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Row statistics. Without `maxima`, `log_sums` gets log sum exp z."""
+    i = tl.program_id(0).to(tl.int64)
+    log_prob, entropy, largest, log_sum = row_statistics(
+        logits + i * stride,
+        bias,
+        tl.load(tokens + i),
+        vocabulary,
+        tl.cast(inner, tl.float32),
+        tl.cast(outer, tl.float32),
+        CAPPED,
+        ENTROPY,
+        BLOCK,
+    )
+    tl.store(log_probs + i, log_prob)
+    if ENTROPY:
+        tl.store(entropies + i, entropy)
+    if maxima is None:
+        log_sum += largest
+    else:
+        tl.store(maxima + i, largest)
+    tl.store(log_sums + i, log_sum)
+
+
+@triton.jit
+def gradient_kernel(
+    logits,
+    stride,
+    out,
+    out_stride,
+    bias,
+    tokens,
+    log_probs,
+    entropies,
+    maxima,
+    log_sums,
+    g,
+    c,
+    vocabulary,
+    inner,
+    outer,
+    CAPPED: tl.constexpr,
+    SHARED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """dloss/dx from dloss/dlog_prob `g` and dloss/dentropy `c` (None: 0)."""
+    i = tl.program_id(0).to(tl.int64)
+    largest = 0.0
+    if maxima is not None:
+        largest = tl.load(maxima + i)
+    of_entropy = 0.0
+    entropy = 0.0
+    if c is not None:
+        of_entropy = tl.load(c + i)
+        entropy = tl.load(entropies + i)
+    row_gradient(
+        logits + i * stride,
+        out + i * out_stride,
+        bias,
+        tl.load(tokens + i),
+        tl.load(log_probs + i),
+        entropy,
+        largest,
+        tl.load(log_sums + i),
+        tl.load(g + i),
+        of_entropy,
+        vocabulary,
+        tl.cast(inner, tl.float32),
+        tl.cast(outer, tl.float32),
+        CAPPED,
+        c is not None,
+        SHARED,
+        BLOCK,
+    )
+
+
+class Transform(NamedTuple):
+    """How raw logits become z."""
+
+    inner: float
+    outer: float
+    capped: bool
+
+    @staticmethod
+    def of(logit_scale: float, softcap: float | None, temperature: float) -> "Transform":
+        if softcap is None:
+            return Transform(1.0, logit_scale / temperature, False)
+        return Transform(logit_scale / softcap, softcap / temperature, True)
+
+
+class Tile(NamedTuple):
+    """block: logits a step; warps: of a program."""
+
+    block: int
+    warps: int
+
+
+# By vocabulary: the first line whose bound holds. Chosen by register count, to be tuned on a GPU.
+TILES = ((2048, Tile(1024, 4)), (16384, Tile(2048, 4)), (1 << 31, Tile(4096, 8)))
+
+
+def tile(vocabulary: int) -> Tile:
+    return next(t for bound, t in TILES if vocabulary <= bound)
+
+
+def statistics(
+    logits: Tensor,
+    tokens: Tensor,
+    transform: Transform,
+    entropy: bool,
+    *,
+    bias: Tensor | None = None,
+    split: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+    """log-probs, entropies (None if not wanted), maxima and logs of the sums, each `[C]` float32.
+
+    logits  `[C, V]` raw, last dimension contiguous; tokens `[C]` integers; bias `[V]`
+    split   False: maxima is None, and log sum exp z stands in place of the logs of sum exp(z - maximum)
+    """
+    rows, vocabulary = logits.shape
+    made = torch.empty(4, rows, dtype=torch.float32, device=logits.device)
+    entropies = made[1] if entropy else None
+    maxima = made[2] if split else None
+    if rows:
+        block, warps = tile(vocabulary)
+        statistics_kernel[(rows,)](
+            logits,
+            logits.stride(0),
+            bias,
+            tokens,
+            made[0],
+            entropies,
+            maxima,
+            made[3],
+            vocabulary,
+            transform.inner,
+            transform.outer,
+            CAPPED=transform.capped,
+            ENTROPY=entropy,
+            BLOCK=block,
+            num_warps=warps,
+        )
+    return made[0], entropies, maxima, made[3]
+
+
+def gradient(
+    logits: Tensor,
+    out: Tensor,
+    tokens: Tensor,
+    transform: Transform,
+    known: tuple[Tensor, Tensor | None, Tensor | None, Tensor],
+    g: Tensor,
+    c: Tensor | None,
+    *,
+    bias: Tensor | None = None,
+) -> None:
+    """dloss/dlogits into `out` `[C, V]`, which may be `logits`, or narrower and in the memory of the
+    same rows of `logits`.
+
+    known  what `statistics` returned (its entropies where `c` is given)
+    g, c   `[C]` float32 dloss/dlog_prob and dloss/dentropy (None: 0)
+    """
+    rows, vocabulary = logits.shape
+    if not rows:
+        return
+    log_probs, entropies, maxima, log_sums = known
+    block, warps = tile(vocabulary)
+    gradient_kernel[(rows,)](
+        logits,
+        logits.stride(0),
+        out,
+        out.stride(0),
+        bias,
+        tokens,
+        log_probs,
+        None if c is None else entropies,
+        maxima,
+        log_sums,
+        g,
+        c,
+        vocabulary,
+        transform.inner,
+        transform.outer,
+        CAPPED=transform.capped,
+        SHARED=shares_memory(out, logits),
+        BLOCK=block,
+        num_warps=warps,
+    )
+
+
+def shares_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
