@@ -50,7 +50,8 @@ class RowStatistics(NamedTuple):
 
 
 class TokenInputs(NamedTuple):
-    """What a token-level loss knows of each row: `[N]` float32, contiguous; rows that do not count are gone.
+    """What a token-level loss knows of each row: `[N]` float32, contiguous; `one_shot` finds anything in
+    rows with token -1, elsewhere such rows are gone.
 
     advantages        A
     weights           W m, the row's share in the loss; entropy_weights: -dloss/dentropy (None: no bonus)
@@ -136,7 +137,7 @@ class LogitRows(Protocol):
         """Statistics of the rows, and `[N]` float32 log sum exp z, which `backward` takes.
 
         logits  `[N, V]` any float dtype, last dimension contiguous, rows `stride(0)` apart; never written
-        tokens  `[N]` int64 in [0, V)
+        tokens  `[N]` int64 in [0, V), or -1: the row is not read, and its results are 0
         """
 
     def backward(
@@ -151,7 +152,8 @@ class LogitRows(Protocol):
     ) -> None:
         """dloss/dlogits into `d_logits` `[N, V]` (dtype of the logits, last dimension contiguous).
 
-        `d_logits` may be `logits` itself. A row with g = 0 and c = 0 is written 0, whatever its logits hold.
+        `d_logits` may be `logits` itself. A row with token -1, or with g = 0 and c = 0, is written 0, whatever
+        its logits hold.
         """
 
     def one_shot(
@@ -163,8 +165,8 @@ class LogitRows(Protocol):
         entropy: bool,
         d_logits: Tensor,
     ) -> tuple[RowStatistics, TokenGradients] | None:
-        """Log-probs, token-level loss and `d_logits` in one launch; results `[N]`. None: not offered for
-        this spec, nothing is written, and the engine calls the other two.
+        """Log-probs, token-level loss and `d_logits` in one launch; results `[N]`, of rows with token -1: 0.
+        None: not offered for this spec, nothing is written, and the engine calls the other two.
         """
 
 
@@ -178,6 +180,11 @@ class Backend(Protocol):
 
     def chunk_rows(self, rows: int, vocabulary: int, hidden: int, dtype_bytes: int) -> int:
         """The default capacity C for `rows` live rows."""
+
+    def scale_(self, gradient: Tensor, factor: Tensor) -> None:
+        """Multiply in place by a 0-dim tensor on the same device; next to nothing is done where it is 1, and
+        the host never waits.
+        """
 
     def logit_rows(self, logit_scale: float, softcap: float | None, temperature: float) -> LogitRows:
         """A `LogitRows` for one call."""
