@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from restrl.kernels.build import Build
 from restrl.kernels.terms import at_most, constants, finish_tokens, read, token_terms
 from restrl.reference.derivatives import TokenGradients
 from restrl.reference.spec import LossSpec
@@ -343,3 +344,51 @@ def token_gradients(
         )
     low, high = clipped.view(torch.bool)
     return TokenGradients(losses.sum(), d_log_prob, d_entropy, kls, low, high)
+
+
+FLOATS = "old ref entropies weights entropy_weights advantages losses d_log_prob d_entropy kls log_probs"
+TYPES = {
+    **dict.fromkeys(FLOATS.split(), "*fp32"),
+    **dict.fromkeys(("mask", "entropy_mask", "lows", "highs"), "*u8"),
+    "width": "i32",
+}
+FULL = LossSpec(loss_type="dapo", delta=1.5, beta=0.04, use_bias_correction_kl=True)
+BUILDS = (
+    Build(
+        token_kernel,
+        {**TYPES, "importance": "*fp32", "tokens": "i32"},
+        {**constants(FULL), "DROP_NEGATIVE": True, "BLOCK": BLOCK},
+        note="clip, KL, entropy",
+    ),
+    Build(
+        sequence_kernel,
+        {**TYPES, "importance": "*fp32", "sampler": "*fp32", "lengths": "*fp32"},
+        {
+            **constants(FULL),
+            **dict(zip(("K_POS", "LAMBDA_POS", "K_NEG", "LAMBDA_NEG"), (2.0, 3.0, 3.0, 2.0), strict=True)),
+            "SEQUENCE": True,
+            "THRESHOLD": 0.1,
+            "BLOCK": BLOCK,
+        },
+        note="clip, KL, entropy",
+    ),
+    Build(
+        sequence_kernel,
+        {
+            **{name: kind for name, kind in TYPES.items() if name not in ("entropies", "entropy_weights")},
+            "importance": "*fp32",
+            "lengths": "*fp32",
+        },
+        {
+            **constants(LossSpec(loss_type="vespo", beta=0.04)),
+            **dict(zip(("K_POS", "LAMBDA_POS", "K_NEG", "LAMBDA_NEG"), (2.0, 3.0, 3.0, 2.0), strict=True)),
+            "entropies": None,
+            "entropy_weights": None,
+            "sampler": None,
+            "SEQUENCE": False,
+            "THRESHOLD": None,
+            "BLOCK": BLOCK,
+        },
+        note="vespo",
+    ),
+)

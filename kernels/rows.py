@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from restrl.kernels.build import Build
 from restrl.kernels.numerics import expm1, tanh
 
 
@@ -101,9 +102,9 @@ def row_gradient(
     SHARED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """dloss/dx of the row into `out`: zeros, without a look at the logits, where g = c = 0."""
+    """dloss/dx of the row into `out`: zeros, without a look at the logits, where g = c = 0 or token = -1."""
     lanes = tl.arange(0, BLOCK)
-    if (g == 0.0) & (c == 0.0):
+    if (token < 0) | ((g == 0.0) & (c == 0.0)):
         for start in range(0, vocabulary, BLOCK):
             columns = start + lanes
             nothing = tl.zeros([BLOCK], tl.float32).to(out.dtype.element_ty)
@@ -132,7 +133,7 @@ def row_gradient(
 
 
 @triton.jit
-def statistics_kernel(
+def logits_statistics_kernel(
     logits,
     stride,
     bias,
@@ -148,19 +149,25 @@ def statistics_kernel(
     ENTROPY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Row statistics. Without `maxima`, `log_sums` gets log sum exp z."""
+    """Row statistics; 0 where the token is -1. Without `maxima`, `log_sums` gets log sum exp z."""
     i = tl.program_id(0).to(tl.int64)
-    log_prob, entropy, largest, log_sum = row_statistics(
-        logits + i * stride,
-        bias,
-        tl.load(tokens + i),
-        vocabulary,
-        tl.cast(inner, tl.float32),
-        tl.cast(outer, tl.float32),
-        CAPPED,
-        ENTROPY,
-        BLOCK,
-    )
+    token = tl.load(tokens + i)
+    log_prob = 0.0
+    entropy = 0.0
+    largest = 0.0
+    log_sum = 0.0
+    if token >= 0:
+        log_prob, entropy, largest, log_sum = row_statistics(
+            logits + i * stride,
+            bias,
+            token,
+            vocabulary,
+            tl.cast(inner, tl.float32),
+            tl.cast(outer, tl.float32),
+            CAPPED,
+            ENTROPY,
+            BLOCK,
+        )
     tl.store(log_probs + i, log_prob)
     if ENTROPY:
         tl.store(entropies + i, entropy)
@@ -172,7 +179,7 @@ def statistics_kernel(
 
 
 @triton.jit
-def gradient_kernel(
+def logits_gradient_kernel(
     logits,
     stride,
     out,
@@ -263,7 +270,8 @@ def statistics(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     """log-probs, entropies (None if not wanted), maxima and logs of the sums, each `[C]` float32.
 
-    logits  `[C, V]` raw, last dimension contiguous; tokens `[C]` integers; bias `[V]`
+    logits  `[C, V]` raw, last dimension contiguous; bias `[V]`
+    tokens  `[C]` integers; -1: the row is not read, its results are 0
     split   False: maxima is None, and log sum exp z stands in place of the logs of sum exp(z - maximum)
     """
     rows, vocabulary = logits.shape
@@ -272,7 +280,7 @@ def statistics(
     maxima = made[2] if split else None
     if rows:
         block, warps = tile(vocabulary)
-        statistics_kernel[(rows,)](
+        logits_statistics_kernel[(rows,)](
             logits,
             logits.stride(0),
             bias,
@@ -314,7 +322,7 @@ def gradient(
         return
     log_probs, entropies, maxima, log_sums = known
     block, warps = tile(vocabulary)
-    gradient_kernel[(rows,)](
+    logits_gradient_kernel[(rows,)](
         logits,
         logits.stride(0),
         out,
@@ -339,3 +347,36 @@ def gradient(
 
 def shares_memory(one: Tensor, other: Tensor) -> bool:
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def _builds(kernel, logits: str, note: str, **options: object) -> Build:
+    """For the vocabulary of a 7B model. options: constants and None for pointers, or types."""
+    block, warps = tile(152064)
+    floats = "bias log_probs entropies maxima log_sums g c"
+    types = {name: "*fp32" for name in floats.split() if name in kernel.arg_names and name not in options}
+    types |= {"logits": logits, "stride": "i32:16", "tokens": "*i64", "vocabulary": "i32", "inner": "fp32"}
+    if kernel is logits_gradient_kernel:
+        types |= {"out": logits, "out_stride": "i32:16"}
+    types["outer"] = "fp32"
+    types |= {name: kind for name, kind in options.items() if isinstance(kind, str)}
+    made = {name: value for name, value in options.items() if not isinstance(value, str)}
+    return Build(kernel, types, {"CAPPED": False, **made, "BLOCK": block}, num_warps=warps, note=note)
+
+
+BUILDS = (
+    _builds(logits_statistics_kernel, "*fp32", "fp32, entropy", bias=None, ENTROPY=True),
+    _builds(logits_statistics_kernel, "*fp32", "fp32, cap, bias", CAPPED=True, ENTROPY=True),
+    _builds(logits_statistics_kernel, "*bf16", "bf16, entropy", bias=None, maxima=None, ENTROPY=True),
+    _builds(logits_gradient_kernel, "*fp32", "to bf16 in place", bias=None, out="*bf16", SHARED=True),
+    _builds(logits_gradient_kernel, "*fp32", "cap, bias, in place", CAPPED=True, SHARED=True),
+    _builds(
+        logits_gradient_kernel,
+        "*bf16",
+        "bf16, no entropy",
+        bias=None,
+        maxima=None,
+        entropies=None,
+        c=None,
+        SHARED=False,
+    ),
+)
