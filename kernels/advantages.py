@@ -13,8 +13,8 @@ from torch import Tensor
 from restrl.kernels.build import Build
 
 EPS = 1e-4
-BLOCK = 64  # rows a program owns
-WIDTH = 64  # rows it compares them with at a time
+BLOCK = 16  # rows a program owns
+WIDTH = 128  # rows it compares them with at a time
 NOBODY = tl.constexpr(2147483647)
 
 

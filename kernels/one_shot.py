@@ -69,7 +69,7 @@ def one_shot_kernel(
     high = token < token
     if token >= 0:
         log_prob, entropy, largest, log_sum = row_statistics(
-            logits + i * stride, None, token, vocabulary, inner, outer, CAPPED, ENTROPY, BLOCK
+            logits + i * stride, None, token, vocabulary, vocabulary, inner, outer, CAPPED, ENTROPY, BLOCK
         )
         a = tl.load(advantages + i)
         weight = tl.load(weights + i)
@@ -124,6 +124,7 @@ def one_shot_kernel(
         log_sum,
         g,
         c,
+        vocabulary,
         vocabulary,
         inner,
         outer,
@@ -194,8 +195,8 @@ FLOATS = "advantages weights entropy_weights old ref importance results"
 TYPES = {
     **dict.fromkeys(FLOATS.split(), "*fp32"),
     **dict.fromkeys(("logits", "out"), "*bf16"),
-    **dict.fromkeys(("stride", "out_stride"), "i32:16"),
-    **dict.fromkeys(("rows", "vocabulary"), "i32"),
+    **dict.fromkeys(("stride", "out_stride", "vocabulary"), "i32:16"),
+    "rows": "i32",
     **dict.fromkeys(("inner", "outer"), "fp32"),
     "tokens": "*i64",
     "flags": "*u8",

@@ -28,12 +28,14 @@ from restrl.kernels.numerics import expm1, tanh
 
 
 @triton.jit
-def load_tile(row, bias, columns, vocabulary, inner, outer, CAPPED: tl.constexpr):
-    """Logits z of the tile, -inf past the vocabulary, and tanh where they are capped."""
+def load_tile(row, bias, columns, width, vocabulary, inner, outer, CAPPED: tl.constexpr):
+    """Logits z of the tile, -inf past the vocabulary, and tanh where they are capped. What lies between the
+    vocabulary and `width` is loaded, so that loads can be wide where the vocabulary is odd, and never counts.
+    """
     inside = columns < vocabulary
-    raw = tl.load(row + columns, mask=inside, other=0.0).to(tl.float32)
+    raw = tl.load(row + columns, mask=columns < width, other=0.0).to(tl.float32)
     if bias is not None:
-        raw += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
+        raw += tl.load(bias + columns, mask=columns < width, other=0.0).to(tl.float32)
     if CAPPED:
         bent = tanh(raw * inner)
         z = bent * outer
@@ -48,6 +50,7 @@ def row_statistics(
     row,
     bias,
     token,
+    width,
     vocabulary,
     inner,
     outer,
@@ -61,7 +64,7 @@ def row_statistics(
     total = tl.zeros([BLOCK], tl.float32)
     moment = tl.zeros([BLOCK], tl.float32)
     for start in range(0, vocabulary, BLOCK):
-        z, _ = load_tile(row, bias, start + lanes, vocabulary, inner, outer, CAPPED)
+        z, _ = load_tile(row, bias, start + lanes, width, vocabulary, inner, outer, CAPPED)
         raised = tl.maximum(largest, tl.max(z, 0))
         base = tl.where(raised > float("-inf"), raised, 0.0)
         drop = tl.where(largest > float("-inf"), largest - base, 0.0)
@@ -74,7 +77,7 @@ def row_statistics(
         largest = raised
     mass = tl.sum(total, 0)
     log_sum = tl.log(mass)
-    chosen, _ = load_tile(row, bias, token, vocabulary, inner, outer, CAPPED)
+    chosen, _ = load_tile(row, bias, token, width, vocabulary, inner, outer, CAPPED)
     log_prob = (chosen - largest) - log_sum
     entropy = 0.0
     if ENTROPY:
@@ -94,6 +97,7 @@ def row_gradient(
     log_sum,
     g,
     c,
+    width,
     vocabulary,
     inner,
     outer,
@@ -108,7 +112,7 @@ def row_gradient(
         for start in range(0, vocabulary, BLOCK):
             columns = start + lanes
             nothing = tl.zeros([BLOCK], tl.float32).to(out.dtype.element_ty)
-            tl.store(out + columns, nothing, mask=columns < vocabulary)
+            tl.store(out + columns, nothing, mask=columns < width)
     else:
         chain = outer
         if CAPPED:
@@ -118,7 +122,7 @@ def row_gradient(
         )  # g (1 - p): the difference would cancel for a token that is nearly sure
         for start in range(0, vocabulary, BLOCK):
             columns = start + lanes
-            z, bent = load_tile(row, bias, columns, vocabulary, inner, outer, CAPPED)
+            z, bent = load_tile(row, bias, columns, width, vocabulary, inner, outer, CAPPED)
             log_p = (z - largest) - log_sum
             p = tl.exp(log_p)
             dz = tl.where(columns == token, at_token, -g * p)
@@ -129,7 +133,7 @@ def row_gradient(
             dx = (dz * chain).to(out.dtype.element_ty)
             if SHARED:
                 tl.debug_barrier()
-            tl.store(out + columns, dx, mask=columns < vocabulary)
+            tl.store(out + columns, dx, mask=columns < width)
 
 
 @triton.jit
@@ -142,6 +146,7 @@ def logits_statistics_kernel(
     entropies,
     maxima,
     log_sums,
+    width,
     vocabulary,
     inner,
     outer,
@@ -161,6 +166,7 @@ def logits_statistics_kernel(
             logits + i * stride,
             bias,
             token,
+            width,
             vocabulary,
             tl.cast(inner, tl.float32),
             tl.cast(outer, tl.float32),
@@ -192,6 +198,7 @@ def logits_gradient_kernel(
     log_sums,
     g,
     c,
+    width,
     vocabulary,
     inner,
     outer,
@@ -220,6 +227,7 @@ def logits_gradient_kernel(
         tl.load(log_sums + i),
         tl.load(g + i),
         of_entropy,
+        width,
         vocabulary,
         tl.cast(inner, tl.float32),
         tl.cast(outer, tl.float32),
@@ -267,11 +275,13 @@ def statistics(
     *,
     bias: Tensor | None = None,
     split: bool = False,
+    width: int | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     """log-probs, entropies (None if not wanted), maxima and logs of the sums, each `[C]` float32.
 
-    logits  `[C, V]` raw, last dimension contiguous; bias `[V]`
+    logits  `[C, V]` raw, last dimension contiguous; bias `[width]`, float32
     tokens  `[C]` integers; -1: the row is not read, its results are 0
+    width   columns of `logits` that may be read, V or more: the memory of a row may go on
     split   False: maxima is None, and log sum exp z stands in place of the logs of sum exp(z - maximum)
     """
     rows, vocabulary = logits.shape
@@ -289,6 +299,7 @@ def statistics(
             entropies,
             maxima,
             made[3],
+            width or vocabulary,
             vocabulary,
             transform.inner,
             transform.outer,
@@ -310,12 +321,14 @@ def gradient(
     c: Tensor | None,
     *,
     bias: Tensor | None = None,
+    width: int | None = None,
 ) -> None:
     """dloss/dlogits into `out` `[C, V]`, which may be `logits`, or narrower and in the memory of the
     same rows of `logits`.
 
     known  what `statistics` returned (its entropies where `c` is given)
     g, c   `[C]` float32 dloss/dlog_prob and dloss/dentropy (None: 0)
+    width  columns that may be read, and written in `out`, V or more
     """
     rows, vocabulary = logits.shape
     if not rows:
@@ -335,6 +348,7 @@ def gradient(
         log_sums,
         g,
         c,
+        width or vocabulary,
         vocabulary,
         transform.inner,
         transform.outer,
@@ -354,10 +368,10 @@ def _builds(kernel, logits: str, note: str, **options: object) -> Build:
     block, warps = tile(152064)
     floats = "bias log_probs entropies maxima log_sums g c"
     types = {name: "*fp32" for name in floats.split() if name in kernel.arg_names and name not in options}
-    types |= {"logits": logits, "stride": "i32:16", "tokens": "*i64", "vocabulary": "i32", "inner": "fp32"}
+    types |= {"logits": logits, "stride": "i32:16", "tokens": "*i64", "inner": "fp32", "outer": "fp32"}
+    types |= {"width": "i32:16", "vocabulary": "i32"}
     if kernel is logits_gradient_kernel:
         types |= {"out": logits, "out_stride": "i32:16"}
-    types["outer"] = "fp32"
     types |= {name: kind for name, kind in options.items() if isinstance(kind, str)}
     made = {name: value for name, value in options.items() if not isinstance(value, str)}
     return Build(kernel, types, {"CAPPED": False, **made, "BLOCK": block}, num_warps=warps, note=note)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 import triton
 from torch import Tensor
+from torch.nn.functional import pad
 
 from restrl.errors import RestrlError
 from restrl.kernels.advantages import grouped_advantages
@@ -53,17 +54,20 @@ class TritonChunks:
 
     def __init__(self, head: Head, capacity: int) -> None:
         self.weight = head.weight.float() if head.weight.dtype == torch.float16 else head.weight
-        self.bias = None if head.bias is None else head.bias.float()
         self.transform = Transform.of(head.logit_scale, head.softcap, head.temperature)
         self.vocabulary = self.weight.shape[0]
-        self.memory = torch.empty(capacity, _padded(self.vocabulary), device=self.weight.device)
+        self.width = _padded(self.vocabulary)
+        self.bias = None if head.bias is None else pad(head.bias.float(), (0, self.width - self.vocabulary))
+        self.memory = torch.empty(capacity, self.width, dtype=torch.float32, device=self.weight.device)
 
     def log_probs(self, hidden: Tensor, tokens: Tensor, entropy: bool) -> RowStatistics:
         """See rows.Chunks."""
         self.hidden, self.tokens = hidden.to(self.weight.dtype), tokens
         self.logits = self.memory[: len(tokens), : self.vocabulary]
         _matmul(self.hidden, self.weight.T, out=self.logits, add=False)
-        self.known = statistics(self.logits, tokens, self.transform, entropy, bias=self.bias, split=True)
+        self.known = statistics(
+            self.logits, tokens, self.transform, entropy, bias=self.bias, split=True, width=self.width
+        )
         return RowStatistics(self.known[0], self.known[1])
 
     def backward(
@@ -78,7 +82,17 @@ class TritonChunks:
         """See rows.Chunks."""
         dtype = self.weight.dtype
         d_logits = self.memory.view(dtype)[: len(g), : self.vocabulary]
-        gradient(self.logits, d_logits, self.tokens, self.transform, self.known, g, c, bias=self.bias)
+        gradient(
+            self.logits,
+            d_logits,
+            self.tokens,
+            self.transform,
+            self.known,
+            g,
+            c,
+            bias=self.bias,
+            width=self.width,
+        )
         if d_hidden is not None and d_hidden.dtype == dtype:
             torch.mm(d_logits, self.weight, out=d_hidden)
         elif d_hidden is not None:
