@@ -255,9 +255,9 @@ def _interpreted() -> bool:
 
 def _check_range(hidden: Tensor, rows: Rows) -> None:
     """Raises RestrlError naming the first entry that is out of range."""
-    outside = flat(hidden, rows) < 0
-    if bool(outside.any()):
-        m = int(outside.nonzero()[0])
+    keys = flat(hidden, rows)
+    if keys.numel() and int(keys.min()) < 0:
+        m = int((keys < 0).nonzero()[0])
         if rows.second is None:
             named = f"{int(rows.first[m])}"
         else:

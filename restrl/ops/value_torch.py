@@ -57,13 +57,19 @@ class Result(NamedTuple):
 def forward(hidden: Tensor, rows: Rows, head: Head, how: How, *, gradients: bool) -> Result:
     """The score of a row that does not exist is NaN."""
     v = head.weight.to(math_dtype(hidden))
-    shift = v.new_zeros(()) if head.bias is None else head.bias.reshape(()).to(v)
-    if head.norm_bias is not None:
-        shift = shift + head.norm_bias.to(v) @ v
     keys = flat(hidden, rows)
-    saved = _statistics(hidden, keys, v * gain(head, how), shift, how)
-    score = saved[3].clone() if how.clamp is None else saved[3].clamp(*how.clamp)
-    return Result(score, keys, saved) if gradients else Result(score)
+    scale, mean, dot = _statistics(hidden, keys.clamp(min=0), v * gain(head, how), how)
+    score = dot.masked_fill(keys < 0, torch.nan)
+    if head.bias is not None:
+        score = score + head.bias.to(v)
+    if head.norm_bias is not None:
+        score = score + head.norm_bias.to(v) @ v
+    clamped = score if how.clamp is None else score.clamp(*how.clamp)
+    if not gradients:
+        return Result(clamped)
+    scale = torch.ones_like(dot) if scale is None else scale
+    mean = torch.zeros_like(dot) if mean is None else mean
+    return Result(clamped, keys, torch.stack((scale, mean, dot, score)))
 
 
 def backward(
@@ -83,6 +89,8 @@ def backward(
     """
     d_x = hidden.new_zeros(hidden.shape) if d_hidden else None
     d_u = torch.zeros_like(u) if d_head else None
+    if len(keys) == 0:
+        return d_x, d_u
     in_order, order = keys.sort(stable=True)
     distinct, counts = in_order.unique_consecutive(return_counts=True)
     total = torch.segment_reduce(d_score[order], "sum", lengths=counts)  # of repeats, in a fixed order
@@ -145,20 +153,31 @@ def _read(hidden: Tensor, keys: Tensor) -> Tensor:
 
 
 def _chunks(keys: Tensor, width: int) -> Sequence[Tensor]:
-    return keys.split(max(1, _CHUNK // max(1, width)))
+    rows = max(1, _CHUNK // width)
+    return (keys,) if len(keys) <= rows else keys.split(rows)
 
 
-def _statistics(hidden: Tensor, keys: Tensor, u: Tensor, shift: Tensor, how: How) -> Tensor:
-    """What Result.saved holds. Sums run along a row alone: it scores the same in any company."""
-    parts: list[Tensor] = []
+def _statistics(
+    hidden: Tensor, keys: Tensor, u: Tensor, how: How
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """1/std and mean (None: there is none) and normed dot product `[M]`.
+
+    Sums run along a row alone: it scores the same in any company.
+    """
+    scales: list[Tensor] = []
+    means: list[Tensor] = []
+    dots: list[Tensor] = []
     for own in _chunks(keys, u.numel()):
-        x = _read(hidden, own.clamp(min=0)).to(u.dtype)
-        mean, scale = x.new_zeros(len(own)), x.new_ones(len(own))
+        x = _read(hidden, own).to(u.dtype)
         if how.norm == "layer":
-            mean = x.mean(-1)
-            x = x - mean[:, None]
+            means.append(x.mean(-1))
+            x = x - means[-1][:, None]
+        dots.append(torch.linalg.vecdot(x, u.expand_as(x)))
         if how.norm is not None:
-            scale = (torch.linalg.vecdot(x, x) / u.numel() + how.eps).rsqrt()
-        dot = torch.linalg.vecdot(x, u.expand_as(x)) * scale
-        parts.append(torch.stack((scale, mean, dot, (dot + shift).masked_fill(own < 0, torch.nan))))
-    return torch.cat(parts, 1) if parts else u.new_empty(4, 0)
+            scales.append((torch.linalg.vecdot(x, x) / u.numel() + how.eps).rsqrt())
+            dots[-1] *= scales[-1]
+    return _joined(scales), _joined(means), torch.cat(dots)
+
+
+def _joined(parts: list[Tensor]) -> Tensor | None:
+    return torch.cat(parts) if parts else None
