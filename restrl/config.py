@@ -75,7 +75,7 @@ class TrainConfig(_Section):
     """GRPO (step 5) or SFT. The defaults are ReST-GRPO's own: TRL 0.18.2's loss and schedule."""
 
     method: Literal["grpo", "sft"] = "grpo"
-    preset: Literal["0.18.2", "1.10", "1.16"] = "0.18.2"  # TRL version whose loss is reproduced
+    preset: Literal["0.18.2", "1.8", "1.16"] = "0.18.2"  # TRL version whose loss is reproduced
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo"] = "bnpo"
     num_generations: int = Field(8, ge=1)  # G
     temperature: float = Field(0.7, gt=0)

@@ -15,6 +15,7 @@ from restrl.reference.spec import CLIP_FAMILY, LossSpec
 from restrl.reference.terms import (
     EXPONENT_BOUND,
     bounded_exp,
+    by_sign,
     check_inputs,
     clipped,
     log_ratios,
@@ -123,7 +124,7 @@ def _policy(
         policy, alive = _clip(ratio, a, spec)
         return policy, torch.where(inside, -ratio * a * alive, 0.0), nothing
     if spec.loss_type == "sapo":
-        tau = torch.where(a > 0, spec.sapo_temperature_pos, spec.sapo_temperature_neg).to(a.dtype)
+        tau = by_sign(a > 0, spec.sapo_temperature_pos, spec.sapo_temperature_neg, a)
         gate = tau * (ratio - 1)
         s, not_s = gate.sigmoid(), (-gate).sigmoid()
         return -4 / tau * s * a, torch.where(inside, -4 * s * not_s * ratio * a, 0.0), nothing

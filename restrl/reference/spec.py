@@ -227,13 +227,30 @@ class Preset:
         ):
             if used and not self.extensions:
                 raise RestrlError(f"{name} does not exist in preset {cfg.preset!r}; use preset '1.16'")
+        if cfg.preset == "1.8":
+            _check_release_1_8(cfg)
 
 
 PRESETS = {
     "0.18.2": Preset(("grpo", "bnpo", "dr_grpo"), ("group", "none"), ("token",), False, extensions=False),
-    "1.10": Preset(LOSS_TYPES, ("group", "batch", "none"), LEVELS, False, extensions=True),
+    "1.8": Preset(LOSS_TYPES, ("group", "batch", "none"), LEVELS, False, extensions=True),
     "1.16": Preset(LOSS_TYPES, ("group", "batch", "none"), LEVELS, True, extensions=True),
 }
+
+
+def _check_release_1_8(cfg: TrainConfig) -> None:
+    """Raises RestrlError for what release 1.8 computes in a way that is not reproduced."""
+    masked = cfg.top_entropy_quantile < 1
+    if cfg.loss_type == "luspo" and (cfg.importance_sampling_level == "token" or cfg.beta > 0 or masked):
+        raise RestrlError(
+            "loss_type 'luspo' of preset '1.8' counts padding as tokens unless importance_sampling_level is "
+            "'sequence', beta is 0 and top_entropy_quantile is 1; use preset '1.16'"
+        )
+    if cfg.loss_type in ("dapo", "cispo", "vespo") and cfg.entropy_coef != 0 and masked:
+        raise RestrlError(
+            f"entropy_coef with top_entropy_quantile below 1 divides by all tokens in loss_type "
+            f"{cfg.loss_type!r} of preset '1.8'; use preset '1.16'"
+        )
 
 
 def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -95,6 +95,11 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def by_sign(condition: Tensor, yes: float, no: float, like: Tensor) -> Tensor:
+    """One of two numbers, in torch's default precision even if `like` has more: so TRL rounds them."""
+    return torch.where(condition, yes, no).to(like.dtype)
+
+
 def bounded_exp(exponent: Tensor) -> Tensor:
     """exp(min(x, 80)): constant past the bound, so that 0 times its gradient is 0 and not NaN."""
     return exponent.clamp(max=EXPONENT_BOUND).exp()
@@ -129,7 +134,7 @@ def clip_term(log_ratio: Tensor, a: Tensor, spec: LossSpec) -> Tensor:
 
 def sapo_term(log_ratio: Tensor, a: Tensor, spec: LossSpec) -> Tensor:
     """P = -(4 / tau) sigmoid(tau (r - 1)) A, with the positive tau where A > 0."""
-    tau = torch.where(a > 0, spec.sapo_temperature_pos, spec.sapo_temperature_neg).to(a.dtype)
+    tau = by_sign(a > 0, spec.sapo_temperature_pos, spec.sapo_temperature_neg, a)
     return -4 / tau * torch.sigmoid(tau * (bounded_exp(log_ratio) - 1)) * a
 
 
@@ -145,8 +150,8 @@ def vespo_weight(
         known = torch.where(mask > 0, rho, 1.0).log().clamp(VESPO_LOG_MIN, VESPO_LOG_MAX)
         log_w = log_w + known.sum(1, keepdim=True)
     log_w = log_w.clamp(VESPO_LOG_MIN, VESPO_LOG_MAX)
-    k = torch.where(a >= 0, spec.vespo_k_pos, spec.vespo_k_neg).to(a.dtype)
-    lam = torch.where(a >= 0, spec.vespo_lambda_pos, spec.vespo_lambda_neg).to(a.dtype)
+    k = by_sign(a >= 0, spec.vespo_k_pos, spec.vespo_k_neg, a)
+    lam = by_sign(a >= 0, spec.vespo_lambda_pos, spec.vespo_lambda_neg, a)
     return (lam + k * log_w - lam * log_w.exp()).exp().nan_to_num(nan=0.0, posinf=0.0)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class Totals(NamedTuple):
         steps_per_generation: int | None = None,
         num_items_in_batch: float | None = None,
         entropy_mask: Tensor | None = None,
+        release: Literal["1.8", "1.16"] = "1.16",
     ) -> Totals:
         """The totals under which the loss of one forward pass, `mask` `[B, T]`, is TRL's.
 
@@ -46,13 +47,17 @@ class Totals(NamedTuple):
                               evaluation both are 1.
         num_items_in_batch    sum of the mask of the generation batch, over all processes; None: this forward
                               pass is all of it
+        release               "1.8": Z and the weight of the entropies of dapo, cispo and vespo as up to 1.8
         """
         part = Totals.of(mask, entropy_mask)
         accumulated = gradient_accumulation_steps
         tokens = max(1.0, part.tokens) * accumulated
         if spec.loss_type in ("dapo", "cispo", "vespo"):
             items = max(1.0, part.tokens if num_items_in_batch is None else num_items_in_batch)
-            tokens = items / num_processes * accumulated / (steps_per_generation or accumulated)
+            tokens = items / num_processes
+            if release == "1.8":
+                return Totals(part.rows * accumulated, tokens, tokens)
+            tokens *= accumulated / (steps_per_generation or accumulated)
         seen = part.tokens if part.entropy_tokens is None else part.entropy_tokens
         return Totals(part.rows * accumulated, tokens, max(1.0, seen) * accumulated)
 
