@@ -30,6 +30,9 @@ def grouped_advantages(rewards: Tensor, scale: Scale = "group") -> Tensor:
     exactly 0; so does a group with one scorable reward.
     """
     check_choice("scale_rewards", scale, SCALES)
+    rewards = _floating(rewards)
+    if rewards.numel() == 0:
+        return torch.zeros_like(rewards)
     scored = rewards.isfinite()
     centred = _centred(rewards, scored, dim=1)
     if scale == "none":
@@ -118,7 +121,7 @@ def _as_table(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     starts = sizes.cumsum(0) - sizes
     column = torch.empty_like(row)
     column[order] = torch.arange(len(row), device=row.device) - starts[row[order]]
-    width = int(sizes.max()) if len(ids) else 1
+    width = int(sizes.max()) if len(ids) else 0
     table = rewards.new_full((len(ids), width), torch.nan)
     table[row, column] = rewards
     return table, row, column
