@@ -28,6 +28,17 @@ def exp_above_line(x):
 
 
 @triton.jit
+def log1p(x):
+    """log(1 + x) for x >= 0: near 0 by the series of the inverse hyperbolic tangent."""
+    s = x / (2.0 + x)
+    square = s * s
+    series = square * (1.0 / 9) + 1.0 / 7
+    series = series * square + 1.0 / 5
+    series = series * square + 1.0 / 3
+    return tl.where(x < 0.5, 2.0 * s * (series * square + 1.0), tl.log(1.0 + x))
+
+
+@triton.jit
 def tanh(x):
     """By expm1, so that small arguments keep their relative precision."""
     shrunk = expm1(-2.0 * tl.abs(x))

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from restrl.kernels.build import Build
-from restrl.kernels.numerics import expm1, tanh
+from restrl.kernels.numerics import expm1, log1p, tanh
 
 
 @triton.jit
@@ -58,30 +58,38 @@ def row_statistics(
     ENTROPY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """log p of the token, the entropy (0 if not wanted), the maximum, and log sum exp(z - maximum)."""
+    """log p of the token, the entropy (0 if not wanted), the maximum, and log sum exp(z - maximum).
+
+    The token itself stays out of the sum until the end: where p is nearly 1, what is left of it, and so log p
+    and the entropy, keeps its relative precision.
+    """
     lanes = tl.arange(0, BLOCK)
     largest = float("-inf")
-    total = tl.zeros([BLOCK], tl.float32)
+    others = tl.zeros([BLOCK], tl.float32)
     moment = tl.zeros([BLOCK], tl.float32)
     for start in range(0, vocabulary, BLOCK):
-        z, _ = load_tile(row, bias, start + lanes, width, vocabulary, inner, outer, CAPPED)
+        columns = start + lanes
+        z, _ = load_tile(row, bias, columns, width, vocabulary, inner, outer, CAPPED)
         raised = tl.maximum(largest, tl.max(z, 0))
         base = tl.where(raised > float("-inf"), raised, 0.0)
         drop = tl.where(largest > float("-inf"), largest - base, 0.0)
         shrink = tl.exp(drop)
         away = z - base
-        weight = tl.exp(away)
+        weight = tl.where(columns == token, 0.0, tl.exp(away))
         if ENTROPY:
-            moment = (moment + drop * total) * shrink + tl.where(z > float("-inf"), away * weight, 0.0)
-        total = total * shrink + weight
+            moment = (moment + drop * others) * shrink + tl.where(weight > 0.0, away * weight, 0.0)
+        others = others * shrink + weight
         largest = raised
-    mass = tl.sum(total, 0)
-    log_sum = tl.log(mass)
     chosen, _ = load_tile(row, bias, token, width, vocabulary, inner, outer, CAPPED)
-    log_prob = (chosen - largest) - log_sum
+    own_away = chosen - largest
+    own = tl.exp(own_away)
+    rest = tl.sum(others, 0)
+    log_sum = log1p(rest + (own - 1.0))
+    log_prob = own_away - log_sum
     entropy = 0.0
     if ENTROPY:
-        entropy = log_sum - tl.sum(moment, 0) / mass
+        own_moment = tl.where(own > 0.0, own_away * own, 0.0)
+        entropy = log_sum - (tl.sum(moment, 0) + own_moment) / (rest + own)
     return log_prob, entropy, largest, log_sum
 
 

@@ -15,7 +15,6 @@ import triton
 from torch import Tensor
 from torch.nn.functional import pad
 
-from restrl.errors import RestrlError
 from restrl.kernels.advantages import grouped_advantages
 from restrl.kernels.loss import token_gradients
 from restrl.kernels.one_shot import one_shot
@@ -39,8 +38,7 @@ def chunk_rows(rows: int, vocabulary: int, hidden: int, dtype_bytes: int) -> int
 
 
 def chunks(head: Head, rows: int, gradients: bool) -> Chunks:
-    """See rows.Backend. Raises RestrlError for float64, and for a CPU without Triton's interpreter."""
-    _check(head.weight)
+    """See rows.Backend."""
     return TritonChunks(head, rows)
 
 
@@ -114,8 +112,7 @@ class TritonLogitRows:
         self.transform = transform
 
     def log_probs(self, logits: Tensor, tokens: Tensor, entropy: bool) -> tuple[RowStatistics, Tensor]:
-        """See rows.LogitRows. Raises RestrlError as `chunks`."""
-        _check(logits)
+        """See rows.LogitRows."""
         log_probs, entropies, _, log_normaliser = statistics(logits, tokens, self.transform, entropy)
         return RowStatistics(log_probs, entropies), log_normaliser
 
@@ -142,8 +139,7 @@ class TritonLogitRows:
         entropy: bool,
         d_logits: Tensor,
     ) -> tuple[RowStatistics, TokenGradients] | None:
-        """See rows.LogitRows. Raises RestrlError as `chunks`."""
-        _check(logits)
+        """See rows.LogitRows."""
         return one_shot(logits, tokens, self.transform, inputs, spec, entropy, d_logits)
 
 
@@ -161,10 +157,3 @@ def _matmul(a: Tensor, b: Tensor, *, out: Tensor, add: bool) -> None:
 
 def _padded(vocabulary: int) -> int:
     return triton.cdiv(vocabulary, ALIGNMENT) * ALIGNMENT
-
-
-def _check(tensor: Tensor) -> None:
-    if tensor.dtype == torch.float64:
-        raise RestrlError("backend 'triton' computes in float32; use backend 'torch' for float64")
-    if not tensor.is_cuda and not triton.knobs.runtime.interpret:
-        raise RestrlError(f"backend 'triton' needs tensors on a GPU, not on {tensor.device}; use 'torch'")
