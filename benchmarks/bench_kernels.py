@@ -39,15 +39,16 @@ import torch
 from harness import Row
 from kernels_case import DTYPES, SHAPES
 from kernels_measure import Times, in_child, interleaved
-from kernels_methods import COMPILED, MASKED, RESTRL, ROOF
+from kernels_methods import COMPILED, ENTROPIES, MASKED, RESTRL, ROOF
 from kernels_operations import OPERATIONS, Errors, Spec, peak, prepare, warm
-from kernels_rows import COPY, ONE_SHOT
+from kernels_rows import COPY, FORWARD, ONE_SHOT
 
 from restrl.ops import cpu
 
 HISTORY = Path(__file__).parent / "history" / "kernels.json"
+UNWEIGHED = (ROOF, COPY, ENTROPIES, MASKED)
 WEIGHED = ("fused", "log-probs")  # operations whose memory is measured
-OURS = (RESTRL, MASKED, ONE_SHOT)
+OURS = (RESTRL, ENTROPIES, MASKED, FORWARD, ONE_SHOT)
 MOST = {"fp32": 1.10, "bf16": 1.35}  # times the three matmuls
 
 
@@ -91,7 +92,7 @@ def measure(spec: Spec, repeats: int, memory: bool) -> list[Row]:
                 wall_p50=1e3 * statistics.median(t.wall),
                 times_roof=middle(ratios(t, times[roof])) if roof else None,
                 times_best_peer=middle(ratios(t, times[best])) if name in OURS else None,
-                memory_mb=memory_of(spec, name) if memory and name not in (ROOF, COPY, MASKED) else None,
+                memory_mb=memory_of(spec, name) if memory and name not in UNWEIGHED else None,
                 cold_s=found.cold[name],
                 errors=found.errors[name],
             )

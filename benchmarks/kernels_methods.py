@@ -35,6 +35,7 @@ class Result:
 
 
 ROOF, COMPILED, TRL, RESTRL = "matmuls alone", "naive, compiled", "TRL chunked", "restrl"
+ENTROPIES = "restrl, with entropies"
 MASKED, MASKED_SHARE = "restrl, 25 % masked", 0.25
 Run = Callable[[], Result]
 Maker = Callable[[Case], Run]
@@ -173,7 +174,7 @@ def liger(case: Case, compiled: bool = True) -> Run:
 # -- restrl
 
 
-def restrl(case: Case, chunk_rows: int | None = None, masked: float = 0.0) -> Run:
+def restrl(case: Case, chunk_rows: int | None = None, masked: float = 0.0, entropies: bool = False) -> Run:
     """From raw rewards and group ids. `masked`: the share of tokens masked for this method alone."""
     case = case.masked(masked) if masked else case
 
@@ -181,7 +182,7 @@ def restrl(case: Case, chunk_rows: int | None = None, masked: float = 0.0) -> Ru
         out = ops.grpo_loss(
             case.hidden.view(*case.tokens.shape, -1), case.weight, case.tokens, spec=SPEC,
             rewards=case.rewards, groups=case.groups, mask=case.mask, old=case.old, ref=case.ref,
-            chunk_rows=chunk_rows, backend=case.backend,
+            chunk_rows=chunk_rows, entropies=entropies, backend=case.backend,
         )  # fmt: skip
         out.loss.backward()
         return Result(out.loss, out.log_probs)
@@ -218,6 +219,7 @@ def fused(compiler: bool) -> dict[str, Maker]:
         TRL: lambda case: from_log_probs(case, trl_chunked(case)),
         "Liger": partial(liger, compiled=compiler),
         RESTRL: restrl,
+        ENTROPIES: partial(restrl, entropies=True),
         MASKED: partial(restrl, masked=MASKED_SHARE),
     }
 

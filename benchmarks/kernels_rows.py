@@ -15,7 +15,7 @@ from restrl import ops
 from restrl.ops.value import value_score
 from restrl.reference import Totals, loss_weights
 
-COPY, ONE_SHOT = "copy of the bytes", "restrl, in place"
+COPY, FORWARD, ONE_SHOT = "copy of the bytes", "restrl, forward", "restrl, in place"
 EPS = 1e-6
 
 
@@ -87,6 +87,20 @@ def logits_liger(case: Case, logits: Tensor) -> Run:
     return run
 
 
+def logits_forward(case: Case, logits: Tensor) -> Run:
+    """Log-probs, entropies and the loss, no gradient."""
+
+    @torch.no_grad()
+    def run() -> Result:
+        out = ops.grpo_loss_from_logits(
+            logits.view(*case.tokens.shape, -1), case.tokens, spec=SPEC, rewards=case.rewards,
+            groups=case.groups, mask=case.mask, old=case.old, ref=case.ref, backend=case.backend,
+        )  # fmt: skip
+        return Result(out.loss, out.log_probs)
+
+    return run
+
+
 def logits_restrl(case: Case, logits: Tensor, inplace: bool = False) -> Run:
     """In place: the gradient is written over the logits, which are fresh for every run, outside its time."""
 
@@ -95,7 +109,7 @@ def logits_restrl(case: Case, logits: Tensor, inplace: bool = False) -> Run:
         out = ops.grpo_loss_from_logits(
             logits.view(*case.tokens.shape, -1), case.tokens, spec=SPEC, rewards=case.rewards,
             groups=case.groups, mask=case.mask, old=case.old, ref=case.ref, inplace=inplace,
-            backend=case.backend,
+            entropies=False, backend=case.backend,
         )  # fmt: skip
         out.loss.backward()
         return Result(out.loss, out.log_probs, logits.grad)
@@ -110,6 +124,7 @@ def from_logits(case: Case, logits: Tensor, compiler: bool) -> dict[str, Callabl
         **({COMPILED: lambda: logits_naive(case, logits, compiled=True)} if compiler else {}),
         "TRL selective": lambda: logits_trl(case, logits),
         "Liger": lambda: logits_liger(case, logits),
+        FORWARD: lambda: logits_forward(case, logits),
         RESTRL: lambda: logits_restrl(case, logits),
         ONE_SHOT: lambda: logits_restrl(case, logits, inplace=True),
     }
@@ -259,6 +274,7 @@ def value(case: ValueCase) -> dict[str, Callable[[], Run]]:
                 norm="rms",
                 norm_weight=case.norm_weight,
                 eps=EPS,
+                backend=case.backend,
             )
         ),
     }

@@ -91,7 +91,7 @@ def compile_build(build: Build, arch: int, folder: Path) -> Compiled:
         shared=max(
             int(usage[4]), made.metadata.shared
         ),  # the former holds only what is fixed at compile time
-        spills=len(SPILL.findall(disassemble("--dump-sass", path))),
+        spills=len(SPILL.findall(disassemble("--dump-sass", path))) if int(usage[3]) else 0,
         fp64=len(FP64.findall(made.asm["ptx"])),
     )
 
