@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from restrl.errors import RestrlError
-from restrl.reference import TokenLogProbs, log_probs_from_hidden
+from restrl.ops import token_log_probs
+from restrl.reference import TokenLogProbs
 
 
 @dataclass(frozen=True)
@@ -36,44 +37,44 @@ def micro_batches(rows: Sequence[Row], chosen: Sequence[int], size: int) -> list
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def completion_mask(rows: Sequence[Row], device: torch.device) -> Tensor:
-    """`[B, T]` float mask of completion tokens, T the longest completion (at least 1)."""
-    lengths = torch.tensor([len(row.completion) for row in rows], device=device)
-    width = max(1, int(lengths.max()))
-    return (torch.arange(width, device=device)[None, :] < lengths[:, None]).float()
+class Packed(NamedTuple):
+    """The completion tokens of `B` rows, one row after the other.
 
-
-def completion_log_probs(
-    model: PreTrainedModel, rows: Sequence[Row], temperature: float = 1.0, *, share_prompts: bool = True
-) -> TokenLogProbs:
-    """Log-probs and entropies of every completion token under softmax(logits / temperature).
-
-    Rows are padded on the right, positions count from 0, and logits are computed at completion tokens alone.
-    Rows with equal prompts (a group) share one forward pass over the prompt where the architecture allows it.
-    Returns `[B, T]` float32 log-probs (differentiable) and entropies (not), 0 past a completion's end.
+    hidden   `[N, H]` final hidden state before each token, differentiable
+    tokens   `[N]` ids
+    lengths  `[B]` tokens of each row, on the CPU
     """
-    device = model.device
-    mask = completion_mask(rows, torch.device("cpu")).bool()
-    row, token = mask.nonzero(as_tuple=True)
-    completions, _ = _pad([r.completion for r in rows])
+
+    hidden: Tensor
+    tokens: Tensor
+    lengths: Tensor
+
+
+def completion_states(model: PreTrainedModel, rows: Sequence[Row], *, share_prompts: bool = True) -> Packed:
+    """The states from which `rows`' completions are predicted.
+
+    Rows are padded on the right and positions count from 0. Rows with equal prompts (a group) share one
+    forward pass over the prompt where the architecture allows it.
+    """
     prompts = list(dict.fromkeys(tuple(r.prompt) for r in rows))
     if share_prompts and len(prompts) < len(rows) and caches_plainly(model):
         states = _states_sharing_prompts(model, rows, prompts)
     else:
         states = _states(model, rows)
+    completions, seen = _pad([r.completion for r in rows])
+    row, token = (at.to(states.device) for at in seen.nonzero(as_tuple=True))
+    return Packed(states[row, token], completions.to(states.device)[row, token], seen.sum(1))
+
+
+def completion_log_probs(
+    model: PreTrainedModel, rows: Sequence[Row], temperature: float = 1.0, *, share_prompts: bool = True
+) -> TokenLogProbs:
+    """`[N]` log-probs and entropies of every completion token under softmax(logits / temperature), float32,
+    row after row; differentiable.
+    """
+    packed = completion_states(model, rows, share_prompts=share_prompts)
     head = output_head(model)
-    flat = log_probs_from_hidden(
-        states[row.to(device), token.to(device)],
-        head.weight,
-        completions[row, token].to(device),
-        bias=head.bias,
-        temperature=temperature * head.divisor,
-        softcap=head.softcap,
-    )
-    where = (row.to(device), token.to(device))
-    log_probs = flat.log_probs.new_zeros(mask.shape).index_put(where, flat.log_probs)
-    entropies = flat.entropies.new_zeros(mask.shape).index_put(where, flat.entropies)
-    return TokenLogProbs(log_probs, entropies)
+    return token_log_probs(packed.hidden, head.weight, packed.tokens, temperature=temperature, **head.options)
 
 
 def caches_plainly(model: PreTrainedModel) -> bool:
@@ -144,24 +145,30 @@ def _pad(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids.reshape(len(sequences), width), (torch.arange(width) < lengths[:, None]).long()
 
 
-@dataclass(frozen=True)
-class OutputHead:
-    """logits = cap(W h + b) / divisor, with cap(z) = softcap * tanh(z / softcap) where softcap is set."""
+class HeadOptions(TypedDict):
+    """Arguments of the operations of `restrl.ops` that describe a head."""
 
-    weight: Tensor
     bias: Tensor | None
-    divisor: float
+    logit_scale: float
     softcap: float | None
 
 
+class OutputHead(NamedTuple):
+    """weight `[V, H]`, and what the architecture does to its logits."""
+
+    weight: Tensor
+    options: HeadOptions
+
+
 def output_head(model: PreTrainedModel) -> OutputHead:
-    """The language-model head with what the architecture does to its logits (Gemma's softcap, Cohere's
-    scale, ...).
-    """
+    """The language-model head, with Gemma's softcap, Cohere's and Granite's scale of the logits."""
     linear = model.get_output_embeddings()
     config: dict[str, Any] = model.config.to_dict()
-    divisor = float(config.get("logits_scaling") or 1.0) / float(config.get("logit_scale") or 1.0)
-    return OutputHead(linear.weight, linear.bias, divisor, config.get("final_logit_softcapping"))
+    scale = float(config.get("logit_scale") or 1.0) / float(config.get("logits_scaling") or 1.0)
+    return OutputHead(
+        linear.weight,
+        HeadOptions(bias=linear.bias, logit_scale=scale, softcap=config.get("final_logit_softcapping")),
+    )
 
 
 @torch.no_grad()
@@ -174,12 +181,12 @@ def check_model(model: PreTrainedModel) -> None:
     rows = [Row([1 % size, 5 % size], [2 % size, 3 % size, 7 % size]), Row([1 % size, 5 % size], [4 % size])]
     found = completion_log_probs(model, rows).log_probs
     tolerance = 1e-3 if model.dtype.itemsize >= 4 else 0.2
-    for i, row in enumerate(rows):
+    for row, own in zip(rows, found.split([len(row.completion) for row in rows]), strict=True):
         ids = torch.tensor([[*row.prompt, *row.completion]], device=model.device)
         log_p = model(input_ids=ids, use_cache=False).logits[0].to(found.dtype).log_softmax(-1)
         targets = ids[0, len(row.prompt) :, None]
         expected = log_p[len(row.prompt) - 1 : -1].gather(1, targets)[:, 0]
-        if not torch.allclose(found[i, : len(row.completion)], expected, rtol=tolerance, atol=tolerance):
+        if not torch.allclose(own, expected, rtol=tolerance, atol=tolerance):
             raise RestrlError(
                 f"model type {model.config.model_type!r} makes its logits in a way that restrl does not know "
                 "(cache, language-model head or scaling); it cannot be trained here"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,16 @@ from transformers import PreTrainedModel
 
 from restrl.config import TrainConfig
 from restrl.errors import RestrlError
+from restrl.ops import GrpoOutput, grpo_loss
 from restrl.policy.local import LocalPolicy
-from restrl.reference import GrpoLoss, LossSpec, TokenLogProbs, Totals, grpo_loss
-from restrl.training.batch import Row, check_model, completion_log_probs, completion_mask, micro_batches
+from restrl.reference import LossSpec, Totals, entropy_mask
+from restrl.training.batch import (
+    check_model,
+    completion_log_probs,
+    completion_states,
+    micro_batches,
+    output_head,
+)
 from restrl.training.hf import context_length, digest, load_weights, save_model, steps, weights_digest
 from restrl.training.loop import Job, Log, Settings, TrainResult, parameter_groups, run
 from restrl.training.rollout import Batch, RewardFn, TrainState, roll_out
@@ -123,11 +130,15 @@ class _Grpo:
         log["epoch"] = (generation + 1) * self.cfg.prompts_per_step / len(self.states)
         log |= {**batch.log, "num_tokens": self.num_tokens, "dropped_states": self.dropped}
         live = [i for i in range(len(batch.rows)) if self._matters(batch, i)]
+        parts = micro_batches(batch.rows, live, self.cfg.micro_batch_size)
+        masks = self._entropy_masks(batch, parts) if self.spec.needs_batch else None
+        kept = None if masks is None else float(sum(int(mask.sum()) for mask in masks.values()))
+        totals = Totals(len(batch.rows), batch.tokens, kept)
         sums = _Sums()
-        for part in micro_batches(batch.rows, live, self.cfg.micro_batch_size):
-            found, loss, mask = self._loss(batch, part, first=iteration == 0)
-            sums.add(found, loss, mask)
-            yield loss.loss
+        for part in parts:
+            found = self._loss(batch, part, totals, masks, first=iteration == 0)
+            sums.add(found)
+            yield found.loss
         log |= sums.means(batch.tokens)
 
     def state(self) -> dict[str, Any]:
@@ -147,30 +158,58 @@ class _Grpo:
         self.batch = None if state["batch"] is None else Batch.from_state(state["batch"])
 
     def _matters(self, batch: Batch, row: int) -> bool:
-        """Whether a row has a gradient; the others skip the forward pass, but normalisers count them."""
-        return not batch.masked[row] and (self.spec.beta > 0 or bool(batch.advantages[row] != 0))
+        """Whether a row counts for the gradient; the others skip the forward pass, but normalisers count
+        them.
+        """
+        if batch.masked[row]:
+            return False
+        everyone = self.spec.beta > 0 or self.spec.needs_entropies
+        return everyone or bool(batch.advantages[row] != 0)
 
-    def _loss(self, batch: Batch, part: list[int], first: bool) -> tuple[TokenLogProbs, GrpoLoss, Tensor]:
+    @torch.no_grad()
+    def _entropy_masks(self, batch: Batch, parts: list[list[int]]) -> dict[int, Tensor]:
+        """The entropy mask of the whole batch, by row: a forward pass of its own, since no gradient is known
+        before all entropies are.
+        """
+        found: list[Tensor] = []
+        for part in parts:
+            rows = [batch.rows[i] for i in part]
+            found.append(completion_log_probs(self.policy.model, rows, self.cfg.temperature).entropies)
+        if not found:
+            return {}
+        entropies = torch.cat(found)
+        mask = entropy_mask(entropies, torch.ones_like(entropies), self.spec.top_entropy_quantile)
+        order = [i for part in parts for i in part]
+        return dict(zip(order, mask.split([len(batch.rows[i].completion) for i in order]), strict=True))
+
+    def _loss(
+        self, batch: Batch, part: list[int], totals: Totals, masks: dict[int, Tensor] | None, first: bool
+    ) -> GrpoOutput:
         rows = [batch.rows[i] for i in part]
-        found = completion_log_probs(self.policy.model, rows, self.cfg.temperature)
-        device = found.log_probs.device
-        mask = completion_mask(rows, device)
         if first and self.reference is not None and self.spec.beta > 0:
             with torch.no_grad():
                 ref = completion_log_probs(self.reference, rows, self.cfg.temperature).log_probs
-            _keep(batch.ref, part, ref, rows)
-        if first and self.cfg.num_iterations > 1:  # the ratio is 1: l is l_old
-            _keep(batch.old, part, found.log_probs.detach(), rows)
-        loss = grpo_loss(
-            found.log_probs,
-            mask,
-            batch.advantages[part].to(device),
-            self.spec,
-            old=None if first else _padded(batch.old, part).to(device),
-            ref=_padded(batch.ref, part).to(device) if self.spec.beta > 0 else None,
-            totals=Totals(len(batch.rows), batch.tokens),
+            _keep(batch.ref, batch, part, ref)
+        packed = completion_states(self.policy.model, rows)
+        head = output_head(self.policy.model)
+        device = packed.hidden.device
+        found = grpo_loss(
+            packed.hidden,
+            head.weight,
+            packed.tokens,
+            spec=self.spec,
+            advantages=batch.advantages[part].to(device),
+            lengths=packed.lengths,
+            old=None if first else _packed(batch.old, part).to(device),  # None: the ratio is 1
+            ref=_packed(batch.ref, part).to(device) if self.spec.beta > 0 else None,
+            entropy_mask=None if masks is None else _packed(masks, part).to(device),
+            totals=totals,
+            temperature=self.cfg.temperature,
+            **head.options,
         )
-        return found, loss, mask
+        if first and self.cfg.num_iterations > 1:
+            _keep(batch.old, batch, part, found.log_probs)
+        return found
 
 
 class _Sums:
@@ -180,18 +219,18 @@ class _Sums:
         self.values: Log = {}
         self.seen = 0.0
 
-    def add(self, found: TokenLogProbs, loss: GrpoLoss, mask: Tensor) -> None:
+    def add(self, found: GrpoOutput) -> None:
         columns = {
             "entropy": found.entropies,
-            "clip_ratio/low_mean": loss.clipped_low,
-            "clip_ratio/high_mean": loss.clipped_high,
-            "clip_ratio/region_mean": loss.clipped_low | loss.clipped_high,
+            "clip_ratio/low_mean": found.clipped_low,
+            "clip_ratio/high_mean": found.clipped_high,
+            "clip_ratio/region_mean": found.clipped_low | found.clipped_high,
+            "kl": found.kl,
         }
-        if loss.kl is not None:
-            columns["kl"] = loss.kl
         for key, column in columns.items():
-            self.values[key] = self.values.get(key, 0.0) + float((column * mask).sum())
-        self.seen += float(mask.sum())
+            if column is not None:
+                self.values[key] = self.values.get(key, 0.0) + float(column.sum())
+        self.seen += found.log_probs.numel()
 
     def means(self, tokens: int) -> Log:
         """Means over the tokens in the loss mask. Rows without gradient clip nothing; entropy is over the
@@ -203,9 +242,11 @@ class _Sums:
         }
 
 
-def _keep(store: dict[int, Tensor], part: list[int], values: Tensor, rows: list[Row]) -> None:
-    store |= {i: values[k, : len(rows[k].completion)].cpu() for k, i in enumerate(part)}
+def _keep(store: dict[int, Tensor], batch: Batch, part: list[int], values: Tensor) -> None:
+    """Remember `[N]` packed values by row."""
+    lengths = [len(batch.rows[i].completion) for i in part]
+    store |= dict(zip(part, values.cpu().split(lengths), strict=True))
 
 
-def _padded(values: dict[int, Tensor], part: list[int]) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence([values[i] for i in part], batch_first=True)
+def _packed(values: Mapping[int, Tensor], part: list[int]) -> Tensor:
+    return torch.cat([values[i] for i in part])

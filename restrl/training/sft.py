@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from restrl.config import TrainConfig
 from restrl.errors import RestrlError
-from restrl.training.batch import Row, check_model, completion_log_probs, completion_mask, micro_batches
+from restrl.ops import cross_entropy_loss
+from restrl.training.batch import Row, check_model, completion_states, micro_batches, output_head
 from restrl.training.hf import batch_positions, context_length, digest, load_weights, save_model, steps
 from restrl.training.loop import Job, Log, Settings, TrainResult, parameter_groups, run
 
@@ -111,8 +112,11 @@ class _Sft:
         entropy = 0.0
         for batch in micro_batches(rows, range(len(rows)), cfg.micro_batch_size):
             part = [rows[i] for i in batch]
-            found = completion_log_probs(self.model, part)
-            mask = completion_mask(part, found.log_probs.device)
-            entropy += float((found.entropies * mask).sum()) / tokens
-            yield -torch.where(mask > 0, found.log_probs, 0.0).sum() / tokens
+            packed = completion_states(self.model, part)
+            head = output_head(self.model)
+            weights = torch.full(packed.tokens.shape, 1 / tokens, device=packed.tokens.device)
+            found = cross_entropy_loss(packed.hidden, head.weight, packed.tokens, weights, **head.options)
+            assert found.entropies is not None
+            entropy += float(found.entropies.sum()) / tokens
+            yield found.loss
         log["entropy"] = entropy
