@@ -44,7 +44,7 @@ def backend_for(name: str, tensor: Tensor) -> ModuleType:
 
 @dataclass(frozen=True)
 class Options:
-    """How hidden states become logits, and how they are computed; the arguments of all operations on a head."""
+    """How hidden states become logits, and how they are computed; what all operations on a head take."""
 
     bias: Tensor | None
     logit_scale: float
@@ -79,7 +79,7 @@ def flat_tokens(tokens: Tensor, of: Tensor, name: str) -> Tensor:
         raise RestrlError(f"{name} is {of.dtype}; it must be a floating-point tensor")
     if tokens.shape != of.shape[:-1]:
         raise RestrlError(
-            f"tokens has shape {list(tokens.shape)} and {name} {list(of.shape)}; there must be one token per row"
+            f"tokens has shape {list(tokens.shape)} and {name} {list(of.shape)}; each row needs one token"
         )
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         raise RestrlError(f"tokens is {tokens.dtype}; token ids are integers")
@@ -102,7 +102,7 @@ def check_token_ids(tokens: Tensor, vocabulary: int) -> None:
     low, high = torch.stack(tokens.aminmax()).tolist()
     if low < 0 or high >= vocabulary:
         raise RestrlError(
-            f"token id {low if low < 0 else high} is outside the vocabulary of {vocabulary}; mask such rows out"
+            f"token id {low if low < 0 else high} is not in the vocabulary of {vocabulary}; mask that row out"
         )
 
 
@@ -119,13 +119,13 @@ def plan_for(hidden: Tensor, lm_head: Tensor, tokens: Tensor, live: Tensor | Non
     options.check()
     if lm_head.dim() != 2 or lm_head.shape[1] != hidden.shape[1]:
         raise RestrlError(
-            f"lm_head has shape {list(lm_head.shape)}; hidden states of {hidden.shape[1]} need [V, {hidden.shape[1]}]"
+            f"lm_head has shape {list(lm_head.shape)}; these hidden states need [V, {hidden.shape[1]}]"
         )
     check_device(lm_head, hidden, "lm_head")
     if options.bias is not None:
         if options.bias.shape != lm_head.shape[:1]:
             raise RestrlError(
-                f"bias has shape {list(options.bias.shape)}; a head of {lm_head.shape[0]} rows needs [{lm_head.shape[0]}]"
+                f"bias has shape {list(options.bias.shape)}; the head needs [{lm_head.shape[0]}]"
             )
         check_device(options.bias, hidden, "bias")
     dtype = matmul_dtype(hidden, lm_head)

@@ -66,10 +66,10 @@ class Shape(NamedTuple):
         """dz/dx where there is no cap."""
         return self.logit_scale / self.temperature
 
-    def apply_(self, x: Tensor) -> None:
-        """x becomes z."""
+    def apply_(self, x: Tensor, columns: Tensor | None = None) -> None:
+        """x becomes z; `columns` of the vocabulary, None: all."""
         if self.bias is not None:
-            x.add_(self.bias)
+            x.add_(self.bias if columns is None else self.bias[columns])
         if self.softcap is None:
             if self.slope != 1:
                 x.mul_(self.slope)
@@ -98,26 +98,30 @@ class CpuChunks:
     def log_probs(self, hidden: Tensor, tokens: Tensor, entropy: bool) -> RowStatistics:
         """See rows.Chunks."""
         self.hidden, self.tokens = hidden.to(self.weight.dtype), tokens
-        buffer, own = self._matmul()
-        results = []
+        buffer, subtracted = self._matmul()
+        if self.shape.bias is None and self.shape.softcap is None:
+            subtracted = None  # softmax does not change when a constant is added to all logits of a row
+        of_token = buffer.gather(1, tokens[:, None]).to(self.scratch.dtype)
+        if subtracted is not None:
+            of_token += subtracted
+        self.shape.apply_(of_token, tokens[:, None])
+        sums = Sums.empty(of_token)
         for rows in self.scratch.blocks(len(tokens)):
             part = buffer[rows]
             z = self.scratch.first(part) if self.rounded else part
-            if own is not None and (self.shape.bias is not None or self.shape.softcap is not None):
-                z.add_(own[rows])  # the others need no absolute logits
+            if subtracted is not None:
+                z.add_(subtracted[rows])
             self.shape.apply_(z)
-            p, found = normalise(z, tokens[rows], entropy, self.masked, self.scratch)
+            p = softmax(z, rows, sums, entropy, self.masked, self.scratch)
             if p is not part:
                 part.copy_(p)
-            results.append(found)
-        log_probs, entropies, self.log_normaliser = (
-            torch.cat(columns) for columns in zip(*results, strict=True)
-        )
-        self.statistics = RowStatistics(log_probs, entropies if entropy else None)
+        self.statistics, self.log_normaliser = sums.statistics(of_token, entropy)
         return self.statistics
 
     def _matmul(self) -> tuple[Tensor, Tensor | None]:
-        """Raw logits; less those of the tokens themselves, `[C, 1]`, where the buffer has 16 bits."""
+        """Raw logits in the buffer; and `[C, 1]` what was subtracted from a row of them: where the buffer has
+        16 bits, the token's own.
+        """
         buffer = self.buffer[: len(self.tokens)]
         if not self.rounded:
             torch.mm(self.hidden, self.weight.T, out=buffer)
@@ -126,7 +130,7 @@ class CpuChunks:
         subtracted = own.to(buffer.dtype)
         buffer.copy_(subtracted.neg().expand_as(buffer))
         torch.addmm(buffer, self.hidden, self.weight.T, out=buffer)
-        buffer.scatter_(1, self.tokens[:, None], (own - subtracted).to(buffer.dtype))
+        put_(buffer, self.tokens, own[:, 0] - subtracted[:, 0])
         return buffer, subtracted.float()
 
     def backward(
@@ -141,8 +145,7 @@ class CpuChunks:
         """See rows.Chunks."""
         buffer = self.buffer[: len(self.tokens)]
         if c is None and self.shape.softcap is None:
-            of_token = self.statistics.log_probs.expm1()  # p - 1, without cancellation
-            buffer.scatter_(1, self.tokens[:, None], of_token[:, None].to(buffer.dtype))
+            put_(buffer, self.tokens, self.statistics.log_probs.expm1())  # p - 1, without cancellation
             scale = (g * -self.shape.slope)[:, None]
         else:
             self._logit_gradients(buffer, g, c)
@@ -170,7 +173,7 @@ class CpuChunks:
                 p,
                 log_p,
                 self.tokens[rows],
-                RowStatistics(*(None if x is None else x[rows] for x in self.statistics)),  # type: ignore[arg-type]
+                self.statistics.at(rows),
                 self.log_normaliser[rows],
                 g[rows],
                 None if c is None else c[rows],
@@ -202,15 +205,18 @@ class CpuLogitRows:
         """See rows.LogitRows."""
         dtype = accumulator(logits.dtype)
         scratch = Scratch(logits.shape[1], dtype, logits.device)
-        columns = torch.zeros(3, len(tokens), dtype=dtype, device=logits.device)
         live = (tokens >= 0).nonzero()[:, 0]
+        chosen = tokens[live]
+        of_token = logits[live, chosen][:, None].to(dtype)
+        self.shape.apply_(of_token)
+        sums = Sums.empty(of_token)
         for rows in scratch.blocks(len(live)):
-            number = live[rows]
-            z = scratch.gather(logits, number)
+            z = scratch.gather(logits, live[rows])
             self.shape.apply_(z)
-            _, found = normalise(z, tokens[number], entropy, True, scratch)
-            columns[:, number] = torch.stack(found)
-        return RowStatistics(columns[0], columns[1] if entropy else None), columns[2]
+            softmax(z, rows, sums, entropy, True, scratch)
+        found, normaliser = sums.statistics(of_token, entropy)
+        zero = torch.zeros(len(tokens), dtype=dtype, device=logits.device)
+        return found.map(lambda x: zero.index_copy(0, live, x)), zero.index_copy(0, live, normaliser)
 
     def backward(
         self,
@@ -236,7 +242,7 @@ class CpuLogitRows:
                 torch.exp(log_p, out=scratch.second(log_p)),
                 log_p,
                 tokens[number],
-                RowStatistics(*(None if x is None else x[number] for x in statistics)),  # type: ignore[arg-type]
+                statistics.at(number),
                 log_normaliser[number],
                 g[number],
                 None if c is None else c[number],
@@ -262,7 +268,7 @@ class Scratch:
     """Two blocks of rows that stay in the cache."""
 
     def __init__(self, vocabulary: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.rows = max(1, BLOCK_ELEMENTS // max(1, vocabulary))
+        self.rows, self.dtype = max(1, BLOCK_ELEMENTS // vocabulary), dtype
         self.pair = torch.empty(2, self.rows, vocabulary, dtype=dtype, device=device)
 
     def blocks(self, count: int) -> Iterator[slice]:
@@ -284,22 +290,38 @@ class Scratch:
         return self.first(source.index_select(0, rows))
 
 
-def normalise(
-    z: Tensor, tokens: Tensor, entropy: bool, masked: bool, scratch: Scratch
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """softmax(z), and log-probs of the tokens, entropies (0 unless asked for) and log sum exp z. Spends z.
+class Sums(NamedTuple):
+    """`[C, 1]` of each row: its largest logit, its largest probability, sum of p (z - largest)."""
 
-    masked  logits of -inf may occur
-    """
-    largest = z.amax(1, keepdim=True)
-    z.sub_(largest)
-    of_token = z.gather(1, tokens[:, None])[:, 0]
-    if entropy and masked:
-        z.clamp_(min=NEVER)
-    p = torch.softmax(z, 1, out=scratch.second(z) if entropy else z)
-    log_sum = p.amax(1).log_().neg_()  # the largest p is 1 / sum
-    entropies = log_sum - torch.linalg.vecdot(p, z) if entropy else torch.zeros_like(log_sum)
-    return p, (of_token - log_sum, entropies, log_sum + largest[:, 0])
+    largest: Tensor
+    top: Tensor
+    mean: Tensor
+
+    @staticmethod
+    def empty(like: Tensor) -> Sums:
+        """To be filled."""
+        return Sums(*like.new_empty(3, *like.shape))
+
+    def statistics(self, of_token: Tensor, entropy: bool) -> tuple[RowStatistics, Tensor]:
+        """Of the rows, from the logits `[C, 1]` of the tokens; and log sum exp z `[C]`."""
+        log_sum = self.top.log().neg_()  # the largest p is 1 / sum exp(z - largest)
+        entropies = (log_sum - self.mean)[:, 0] if entropy else None
+        log_probs = (of_token - self.largest).sub_(log_sum)[:, 0]
+        return RowStatistics(log_probs, entropies), log_sum.add_(self.largest)[:, 0]
+
+
+def softmax(z: Tensor, rows: slice, sums: Sums, entropy: bool, masked: bool, scratch: Scratch) -> Tensor:
+    """softmax(z), in z or the second scratch block; fills `rows` of `sums`. `masked`: z may hold -inf."""
+    z.sub_(torch.amax(z, 1, keepdim=True, out=sums.largest[rows]))
+    if not entropy:
+        p = torch.softmax(z, 1, out=z)
+    else:
+        if masked:
+            z.clamp_(min=NEVER)
+        p = torch.softmax(z, 1, out=scratch.second(z))
+        torch.linalg.vecdot(p, z, out=sums.mean[rows][:, 0])
+    torch.amax(p, 1, keepdim=True, out=sums.top[rows])
+    return p
 
 
 def logit_gradient(
@@ -312,7 +334,7 @@ def logit_gradient(
     c: Tensor | None,
     shape: Shape,
 ) -> Tensor:
-    """g (onehot - p) - c p (log p + entropy), times the slope of the cap; takes the place of p, spends log p."""
+    """g (onehot - p) - c p (log p + entropy), times the slope of the cap, in place of p; spends log p."""
     log_prob, entropies = statistics
     of_token = -g * log_prob.expm1()
     log_p.clamp_(min=NEVER)
@@ -325,4 +347,11 @@ def logit_gradient(
     if shape.softcap is not None:
         p.mul_(shape.cap_slope_(log_p.add_(log_normaliser[:, None])))
         of_token *= shape.cap_slope_(log_prob + log_normaliser)
-    return p.scatter_(1, tokens[:, None], of_token[:, None])
+    put_(p, tokens, of_token)
+    return p
+
+
+def put_(table: Tensor, tokens: Tensor, values: Tensor) -> None:
+    """table[i, tokens[i]] = values[i]; scatter_ would copy the table first."""
+    rows = torch.arange(len(tokens), device=tokens.device)
+    table.index_put_((rows, tokens), values.to(table.dtype))

@@ -276,8 +276,7 @@ def _linear_loss(
     if rule.waits_for_batch:
         assert found.entropies is not None
         rule.see_batch(found.entropies.detach())
-    statistics = (found.log_probs, found.entropies)
-    g, c = rule(slice(0, None), type(found)(*(None if x is None else x.detach() for x in statistics)))  # type: ignore[arg-type]
+    g, c = rule(slice(0, None), found.map(torch.Tensor.detach))
     if not any(wanted):
         return rule.loss
     return attach(

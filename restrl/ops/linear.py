@@ -252,8 +252,7 @@ class _Attached(Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RestrlError(
-                "the gradients of this loss were handed out by its first backward pass; compute the loss again"
-                " for a second one"
+                "the first backward pass took the gradients of this loss; compute it again for a second one"
             )
         gradients, ctx.gradients = ctx.gradients, None
         for gradient in gradients:

@@ -16,7 +16,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from restrl.ops.linear import attach
-from restrl.ops.rows import LogitRows, RowStatistics, TokenInputs
+from restrl.ops.rows import LogitRows, RowStatistics
 from restrl.ops.rule import GrpoRule
 
 
@@ -65,7 +65,7 @@ def loss_of_logits(
         rule.see_batch(plan.pick(statistics.entropies))
     g, c = rule(
         slice(0, None),
-        RowStatistics(*(None if x is None else plan.pick(x) for x in statistics)),  # type: ignore[arg-type]
+        statistics.map(plan.pick),
     )
     if not wanted:
         return rule.loss
@@ -111,7 +111,7 @@ def _gradient(
         plan.rows.backward(
             page[:, :v],
             plan.tokens[span],
-            RowStatistics(*(None if x is None else x[span] for x in statistics)),  # type: ignore[arg-type]
+            statistics.at(span),
             normaliser[span],
             g[span],
             None if c is None else c[span],
@@ -128,13 +128,12 @@ def _one_shot(plan: LogitPlan, logits: Tensor, rule: GrpoRule, entropy: bool) ->
     if len(pages) > 1 or not rule.by_token or rule.waits_for_batch or rule.entropy_mask is not None:
         return False
     page = pages[0][:, : plan.vocabulary]
-    inputs = TokenInputs(*(None if x is None else plan.spread(x) for x in rule.inputs))  # type: ignore[arg-type]
-    found = plan.rows.one_shot(page, plan.tokens, inputs, rule.spec, entropy, page)
+    found = plan.rows.one_shot(page, plan.tokens, rule.inputs.map(plan.spread), rule.spec, entropy, page)
     if found is None:
         return False
     statistics, result = found
     rule.remember(
-        RowStatistics(*(None if x is None else plan.pick(x) for x in statistics)),  # type: ignore[arg-type]
+        statistics.map(plan.pick),
         type(result)(result.loss, *(None if x is None else plan.pick(x) for x in result[1:])),  # type: ignore[arg-type]
     )
     logits[..., plan.vocabulary :] = 0

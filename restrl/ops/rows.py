@@ -16,6 +16,7 @@ the inputs are float64". Sources: docs/losses.md.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -48,6 +49,16 @@ class RowStatistics(NamedTuple):
     log_probs: Tensor
     entropies: Tensor | None
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> RowStatistics:
+        """Both, changed."""
+        return RowStatistics(
+            change(self.log_probs), None if self.entropies is None else change(self.entropies)
+        )
+
+    def at(self, rows: slice | Tensor) -> RowStatistics:
+        """Both, of some rows."""
+        return self.map(lambda x: x[rows])
+
 
 class TokenInputs(NamedTuple):
     """What a token-level loss knows of each row: `[N]` float32, contiguous; `one_shot` finds anything in
@@ -68,6 +79,10 @@ class TokenInputs(NamedTuple):
     ref: Tensor | None
     sampler: Tensor | None
     importance_ratio: Tensor | None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> TokenInputs:
+        """All that are there, changed."""
+        return TokenInputs(*(None if x is None else change(x) for x in self))  # type: ignore[arg-type]
 
 
 class TokenGradientsFn(Protocol):
@@ -152,8 +167,8 @@ class LogitRows(Protocol):
     ) -> None:
         """dloss/dlogits into `d_logits` `[N, V]` (dtype of the logits, last dimension contiguous).
 
-        `d_logits` may be `logits` itself. A row with token -1, or with g = 0 and c = 0, is written 0, whatever
-        its logits hold.
+        `d_logits` may be `logits` itself. A row with token -1, or with g = 0 and c = 0, is written 0,
+        whatever its logits hold.
         """
 
     def one_shot(

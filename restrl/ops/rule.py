@@ -11,7 +11,15 @@ from torch import Tensor
 
 from restrl.errors import RestrlError
 from restrl.ops.rows import RowStatistics, TokenGradientsFn, TokenInputs
-from restrl.reference import LossSpec, TokenGradients, Totals, entropy_mask, entropy_weights, loss_weights
+from restrl.reference import (
+    Level,
+    LossSpec,
+    TokenGradients,
+    Totals,
+    entropy_mask,
+    entropy_weights,
+    loss_weights,
+)
 
 Mapping = Callable[[Tensor], Tensor]
 
@@ -41,8 +49,8 @@ class Layout:
             raise RestrlError("tokens is [N]: give the completions' lengths, or tokens [B, T] and a mask")
         if lengths.dim() != 1 or lengths.is_floating_point() or int(lengths.sum()) != len(tokens):
             raise RestrlError(
-                f"lengths must be [B] integers that add up to the {len(tokens)} tokens; they are {lengths.dtype} of "
-                f"shape {list(lengths.shape)} and add up to {lengths.sum().item()}"
+                f"lengths must be [B] integers that add up to the {len(tokens)} tokens; they are "
+                f"{lengths.dtype} of shape {list(lengths.shape)} and add up to {lengths.sum().item()}"
             )
         lengths = lengths.to(tokens.device)
         row = torch.arange(len(lengths), device=tokens.device).repeat_interleave(lengths)
@@ -95,10 +103,12 @@ class Batch(NamedTuple):
 
     def by_token(self, spec: LossSpec) -> LossSpec | None:
         """The spec that treats each token alone, if there is one. An entropy mask is not among its needs."""
-        level = None if self.importance_ratio is None else "sequence" if self.ratio_of_rows else "token"
+        level: Level | None = (
+            None if self.importance_ratio is None else "sequence" if self.ratio_of_rows else "token"
+        )
         return spec.by_token(
             old=self.old is not None, sampler=self.sampler is not None, importance_ratio=level
-        )  # type: ignore[arg-type]
+        )
 
 
 class GrpoRule:
@@ -170,7 +180,7 @@ class GrpoRule:
     def __call__(self, span: slice, found: RowStatistics) -> tuple[Tensor, Tensor | None]:
         """See linear.Rule."""
         table, back = self._tables(span)
-        inputs = TokenInputs(*(None if x is None else table(x[span]) for x in self.inputs))  # type: ignore[arg-type]
+        inputs = self.inputs.map(lambda x: table(x[span]))
         result = self.token_gradients(
             table(found.log_probs),
             None if found.entropies is None else table(found.entropies),
