@@ -2,9 +2,9 @@
 
 #include <poll.h>
 #include <sys/socket.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -67,23 +67,21 @@ Received receive_message(int fd, std::string& out, std::int64_t timeout_ms, std:
 }
 
 bool send_message(int fd, const char* data, std::size_t size, std::int64_t timeout_ms) {
+  // A short message goes out in one piece, length and all. `send`, because a candidate may not `sendmsg`.
+  constexpr std::size_t kShort = 1 << 12;
+  char head[kShort];
+  const auto length = static_cast<std::uint32_t>(size);
+  std::memcpy(head, &length, sizeof length);
+  const std::size_t with_head = std::min(size, kShort - sizeof length);
+  if (with_head > 0) std::memcpy(head + sizeof length, data, with_head);
+
   const Deadline deadline(timeout_ms);
-  auto length = static_cast<std::uint32_t>(size);
+  const std::size_t first = sizeof length + with_head, total = sizeof length + size;
   std::size_t sent = 0;
-  const std::size_t total = size + sizeof length;
   while (sent < total) {
-    iovec parts[2];
-    msghdr message{};
-    message.msg_iov = parts;
-    if (sent < sizeof length) {
-      parts[0] = {reinterpret_cast<char*>(&length) + sent, sizeof length - sent};
-      parts[1] = {const_cast<char*>(data), size};
-      message.msg_iovlen = 2;
-    } else {
-      parts[0] = {const_cast<char*>(data) + (sent - sizeof length), total - sent};
-      message.msg_iovlen = 1;
-    }
-    const ssize_t n = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    const char* from = sent < first ? head + sent : data + (sent - sizeof length);
+    const std::size_t left_here = (sent < first ? first : total) - sent;
+    const ssize_t n = send(fd, from, left_here, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (n > 0) {
       sent += static_cast<std::size_t>(n);
       continue;

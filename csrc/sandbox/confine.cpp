@@ -32,7 +32,7 @@ void limit(int resource, const char* name, std::uint64_t soft, std::uint64_t har
 
 }  // namespace
 
-void set_limits(const Params& params) {
+void set_limits(const Params& params, std::uint64_t others) {
   limit(RLIMIT_AS, "RLIMIT_AS", params.memory_bytes, params.memory_bytes);
   limit(RLIMIT_CPU, "RLIMIT_CPU", params.cpu_seconds, params.cpu_seconds + 1);
   limit(RLIMIT_CORE, "RLIMIT_CORE", 0, 0);
@@ -40,8 +40,30 @@ void set_limits(const Params& params) {
   limit(RLIMIT_NOFILE, "RLIMIT_NOFILE", params.open_files, params.open_files);
   limit(RLIMIT_MSGQUEUE, "RLIMIT_MSGQUEUE", 0, 0);
   limit(RLIMIT_MEMLOCK, "RLIMIT_MEMLOCK", 0, 0);
-  // Without a user namespace of its own a candidate shares the count with all of its user's processes.
-  if (params.namespaces) limit(RLIMIT_NPROC, "RLIMIT_NPROC", params.processes, params.processes);
+  // POSIX timers take from this count, which all processes of a user share.
+  limit(RLIMIT_SIGPENDING, "RLIMIT_SIGPENDING", 64, 64);
+  // So do threads, outside a user namespace of one's own.
+  limit(RLIMIT_NPROC, "RLIMIT_NPROC", params.processes + others, params.processes + others);
+}
+
+std::uint64_t tasks_now() {
+  std::FILE* file = std::fopen("/proc/loadavg", "re");
+  if (file == nullptr) return 0;
+  unsigned long long tasks = 0;
+  const int read = std::fscanf(file, "%*f %*f %*f %*u/%llu", &tasks);
+  std::fclose(file);
+  return read == 1 ? tasks : 0;
+}
+
+void go_first_out_of_memory() {
+  std::FILE* file = std::fopen("/proc/self/oom_score_adj", "we");
+  if (file == nullptr) return;  // a hint to the kernel, not a wall
+  std::fputs("1000", file);
+  std::fclose(file);
+}
+
+void close_to_others() {
+  if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0) throw SandboxError("not dumpable");
 }
 
 std::uint64_t own_address_space() {

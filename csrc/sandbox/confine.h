@@ -25,13 +25,13 @@ struct Params {
   bool namespaces = true;                  // tier 1
   bool landlock = true;                    // tier 2: file system
   bool seccomp = true;                     // tier 2: system calls
-  bool drop_user = false;                  // started as root: become `kNobody` first
+  bool drop_user = false;                  // started as root: become `kNobody`, who can read Python's files
   std::vector<std::string> readable;       // absolute paths a candidate may read (directories or files)
   std::uint64_t memory_bytes = 1 << 30;    // address space of a candidate, the interpreter's included
   std::uint64_t cpu_seconds = 60;          // second line behind the wall limit
   std::uint64_t scratch_bytes = 16 << 20;  // size of a candidate's own /tmp (tier 1 only), 0 = none
   std::uint64_t open_files = 128;
-  std::uint64_t processes = 256;  // threads of one candidate (tier 1 only, where ids are its own)
+  std::uint64_t processes = 256;  // threads of one candidate; see set_limits
 };
 
 inline constexpr unsigned kNobody = 65534;
@@ -45,22 +45,33 @@ int make_landlock_ruleset(const std::vector<std::string>& readable, const std::v
 void apply_landlock(int ruleset);
 
 // Only the system calls an ordinary single-process program needs; signals to itself only; no new processes.
-void apply_seccomp();
+// `own_files`: all it can write to is its own, so it may change modes and times.
+void apply_seccomp(bool own_files);
 
 // For a zygote started by root: give up root's user, groups and capabilities for `kNobody`'s.
 void become_nobody();
 
 // New user, mount, network, ipc, uts and pid namespaces, a root of read-only binds of `readable`.
 // Returns in the new pid namespace's init; the calling process stays behind as its keeper and never returns.
-// Gives the descriptor of the new pid namespace.
+// Gives the descriptor of the new pid namespace. Started by root, becomes `kNobody` on the way where it can.
 int enter_namespaces(const Params& params);
 
 // Address space this process has mapped (bytes).
 std::uint64_t own_address_space();
 
-void set_limits(const Params& params);
+// Tasks on this machine now (threads count), 0 if it does not say.
+std::uint64_t tasks_now();
+
+// `others`: tasks that may count against this process's limit of them, because it shares its user with them.
+void set_limits(const Params& params, std::uint64_t others);
 void drop_capabilities();
 void no_new_privileges();
+
+// Where the machine runs out of memory, this process and its children go first.
+void go_first_out_of_memory();
+
+// No core dumps, not even to a program that collects them; no other process may look into this one.
+void close_to_others();
 
 // Ends this process when its parent ends.
 void die_with_parent();

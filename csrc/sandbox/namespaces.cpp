@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <climits>
 #include <csignal>
@@ -32,8 +33,8 @@ void must(bool done, const std::string& step) {
   if (!done) throw SandboxError(step);
 }
 
-void write_text(const char* path, const std::string& text) {
-  const int fd = open(path, O_WRONLY | O_CLOEXEC);
+void write_text(int proc, const char* path, const std::string& text) {
+  const int fd = openat(proc, path, O_WRONLY | O_CLOEXEC);
   must(fd >= 0, path);
   const bool done = write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size());
   const int reason = errno;
@@ -78,10 +79,23 @@ std::string real(const std::string& path) {
   return realpath(path.c_str(), buffer) != nullptr ? std::string(buffer) : path;
 }
 
+std::vector<std::string> real_paths(const std::vector<std::string>& paths) {
+  std::vector<std::string> reals;
+  reals.reserve(paths.size());
+  for (const std::string& path : paths) reals.push_back(real(path));
+  return reals;
+}
+
+// Whether `kNobody` can read what lies at `path`, once it gets there.
+bool open_to_all(const std::string& path) {
+  struct stat info{};
+  if (stat(path.c_str(), &info) != 0) return true;  // not there: not missed
+  const mode_t wanted = S_ISDIR(info.st_mode) ? S_IROTH | S_IXOTH : S_IROTH;
+  return (info.st_mode & wanted) == wanted;
+}
+
 void build_root(const std::vector<std::string>& readable) {
-  std::vector<std::string> sources;
-  sources.reserve(readable.size());
-  for (const std::string& path : readable) sources.push_back(real(path));  // before the root is another one
+  const std::vector<std::string> sources = real_paths(readable);  // before the root is another one
 
   must(mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0, "private mounts");
   // Two steps, because the new root is built from paths of the old one, /tmp included.
@@ -93,8 +107,9 @@ void build_root(const std::vector<std::string>& readable) {
   for (std::size_t i = 0; i < readable.size(); ++i) {
     bind("/old" + sources[i], "/new" + readable[i], kReadOnly | kNoSuid | kNoDev);
   }
+  // Read-only too: that does not keep a device from being written to, only its mode and times from change.
   for (const char* device : {"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"}) {
-    bind(std::string("/old") + device, std::string("/new") + device, kNoSuid);
+    bind(std::string("/old") + device, std::string("/new") + device, kReadOnly | kNoSuid);
   }
   make_directories("/new/tmp");
   must(chdir("/new") == 0 && syscall(SYS_pivot_root, ".", ".") == 0, "second pivot_root");
@@ -124,21 +139,40 @@ void become_nobody() {
 }
 
 int enter_namespaces(const Params& params) {
+  // The new root has no /proc: what is needed of it is reached from here.
+  const int proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+  must(proc >= 0, "open /proc");
+
+  // Root builds the new root as root and gives itself up after: below it, paths are short, so that a Python
+  // in a directory of root's own (/root) can be reached by `kNobody`.
+  bool built = false;
+  if (geteuid() == 0) {
+    const std::vector<std::string> sources = real_paths(params.readable);
+    const bool readable = std::all_of(sources.begin(), sources.end(), open_to_all);
+    if (readable && unshare(CLONE_NEWNS) == 0) {
+      build_root(params.readable);
+      built = true;
+    }
+    if (built || params.drop_user) become_nobody();
+  }
+
   const unsigned uid = geteuid(), gid = getegid();
   must(unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS) == 0,
        "new namespaces");
   const std::string inside = std::to_string(kInside) + " ";
-  write_text("/proc/self/setgroups", "deny");
-  write_text("/proc/self/uid_map", inside + std::to_string(uid) + " 1");
-  write_text("/proc/self/gid_map", inside + std::to_string(gid) + " 1");
+  write_text(proc, "self/setgroups", "deny");
+  write_text(proc, "self/uid_map", inside + std::to_string(uid) + " 1");
+  write_text(proc, "self/gid_map", inside + std::to_string(gid) + " 1");
+  must(sethostname("sandbox", 7) == 0, "host name");
 
   const pid_t init = fork();
   must(init >= 0, "fork of the namespace's init");
   if (init > 0) keep(init);
   die_with_parent();
-  const int own = open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC);
+  const int own = openat(proc, "self/ns/pid", O_RDONLY | O_CLOEXEC);
   must(own >= 0, "open the pid namespace");
-  build_root(params.readable);
+  close(proc);
+  if (!built) build_root(params.readable);
   return own;
 }
 

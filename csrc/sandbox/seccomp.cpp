@@ -1,4 +1,9 @@
 // The system calls a candidate may make. An allow list: what is not named fails with EPERM.
+//
+// What an allowed call could do to others decides which of its arguments are let through; each restriction
+// below says what it is against. Landlock is no second wall for calls that change a file's mode or times by
+// path, nor (before its version 6) for signals.
+#include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/prctl.h>
@@ -36,7 +41,6 @@ constexpr int kAllowed[] = {
     SYS_madvise,
     SYS_futex,
     SYS_set_robust_list,
-    SYS_get_robust_list,
     SYS_set_tid_address,
     SYS_rseq,
     SYS_sched_yield,
@@ -72,21 +76,15 @@ constexpr int kAllowed[] = {
     SYS_fchdir,
     SYS_dup,
     SYS_dup3,
-    SYS_fcntl,
-    SYS_flock,
     SYS_fsync,
     SYS_fdatasync,
     SYS_ftruncate,
-    SYS_truncate,
     SYS_fallocate,
     SYS_mkdirat,
     SYS_unlinkat,
     SYS_renameat2,
     SYS_linkat,
     SYS_symlinkat,
-    SYS_fchmod,
-    SYS_fchmodat,
-    SYS_utimensat,
     SYS_umask,
     SYS_statfs,
     SYS_fstatfs,
@@ -106,13 +104,7 @@ constexpr int kAllowed[] = {
     SYS_timerfd_gettime,
     SYS_nanosleep,
     SYS_clock_nanosleep,
-    SYS_sendto,
-    SYS_recvfrom,
-    SYS_sendmsg,
-    SYS_recvmsg,
     SYS_shutdown,
-    SYS_getsockopt,
-    SYS_setsockopt,
     SYS_getsockname,
     SYS_getpeername,
     SYS_wait4,
@@ -170,9 +162,6 @@ constexpr int kAllowed[] = {
     SYS_renameat,
     SYS_link,
     SYS_symlink,
-    SYS_chmod,
-    SYS_utime,
-    SYS_utimes,
     SYS_poll,
     SYS_select,
     SYS_epoll_create,
@@ -183,11 +172,23 @@ constexpr int kAllowed[] = {
     SYS_alarm,
     SYS_time,
     SYS_getpgrp,
-    SYS_arch_prctl,
+#endif
+};
+
+// With a file system of its own a candidate may change modes, times and lengths there. Landlock does not
+// cover the first two, nor, before its version 3, the third: without namespaces they would reach every file
+// of the user.
+constexpr int kOnOwnFiles[] = {
+    SYS_truncate, SYS_fchmod, SYS_fchmodat, SYS_utimensat,
+#if defined(__x86_64__)
+    SYS_chmod,    SYS_utime,  SYS_utimes,
 #endif
 };
 
 constexpr unsigned kDeny = SECCOMP_RET_ERRNO | EPERM;
+// Linux's own fcntl commands, the same on both architectures.
+constexpr unsigned kOfdGetLock = 36, kOfdSetLock = 37, kOfdSetLockWait = 38, kGetPipeSize = 1032,
+                   kGetSeals = 1034;
 constexpr unsigned kNrOffset = offsetof(seccomp_data, nr), kArchOffset = offsetof(seccomp_data, arch);
 
 constexpr unsigned arg_low(int i) { return offsetof(seccomp_data, args) + 8 * static_cast<unsigned>(i); }
@@ -208,18 +209,32 @@ class Filter {
     ret(action);
   }
 
-  // Allow `nr` only where (argument & mask) equals one of `values`.
-  void allow_if(int nr, int argument, unsigned mask, const std::vector<unsigned>& values) {
-    // the call's block: load, mask, one compare and return per value, and the refusal
-    const auto block = static_cast<unsigned char>(3 + 2 * values.size());
-    code_.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<unsigned>(nr), 0, block));
-    load(arg_low(argument));
-    code_.push_back(BPF_STMT(BPF_ALU | BPF_AND | BPF_K, mask));
-    for (unsigned value : values) {
-      code_.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, value, 0, 1));
-      ret(SECCOMP_RET_ALLOW);
+  // What is asked of one argument: (argument & mask) equals one of `values`. Only the low half is looked at:
+  // every argument that is checked here is an int to the kernel.
+  struct Where {
+    int argument;
+    unsigned mask;
+    std::vector<unsigned> values;
+  };
+
+  // Allow `nr` only where every condition holds.
+  void allow_if(int nr, const std::vector<Where>& conditions) {
+    // per condition: load, mask, one compare per value, and the refusal that the last compare falls into
+    std::size_t block = 1;
+    for (const Where& where : conditions) block += 3 + where.values.size();
+    code_.push_back(
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<unsigned>(nr), 0, static_cast<unsigned char>(block)));
+    for (const Where& where : conditions) {
+      load(arg_low(where.argument));
+      code_.push_back(BPF_STMT(BPF_ALU | BPF_AND | BPF_K, where.mask));
+      for (std::size_t left = where.values.size(); left > 0; --left) {
+        const unsigned value = where.values[where.values.size() - left];
+        code_.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, value, static_cast<unsigned char>(left),
+                                 0));  // past the refusal
+      }
+      ret(kDeny);
     }
-    ret(kDeny);
+    ret(SECCOMP_RET_ALLOW);
   }
 
   void install() {
@@ -237,21 +252,45 @@ class Filter {
 
 }  // namespace
 
-void apply_seccomp() {
+void apply_seccomp(bool own_files) {
   constexpr unsigned kWhole = 0xffffffffu;
   const auto self = static_cast<unsigned>(getpid());
   Filter filter;
   for (int nr : kAllowed) filter.allow(nr);
+  if (own_files) {
+    for (int nr : kOnOwnFiles) filter.allow(nr);
+  }
   filter.give(SYS_clone3, SECCOMP_RET_ERRNO | ENOSYS);  // its flags lie in memory; glibc falls back to clone
-  filter.allow_if(SYS_clone, 0, CLONE_THREAD, {CLONE_THREAD});
-  filter.allow_if(SYS_kill, 0, kWhole, {self});
-  filter.allow_if(SYS_tgkill, 0, kWhole, {self});
-  filter.allow_if(SYS_prctl, 0, kWhole, {PR_SET_NAME, PR_GET_NAME, PR_GET_DUMPABLE, PR_SET_VMA});
-  filter.allow_if(SYS_prlimit64, 0, kWhole, {0, self});
-  // A datagram socket could be sent to any path; a connected stream cannot.
-  filter.allow_if(SYS_socketpair, 1, 0xf, {SOCK_STREAM});
-  filter.allow_if(SYS_ioctl, 1, kWhole,
-                  {0x5401u, 0x5413u, 0x541bu, 0x5421u, 0x5450u, 0x5451u});  // isatty, size, flags
+
+  // Threads, and no namespaces with them.
+  constexpr unsigned kNamespaces = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC |
+                                   CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET;
+  filter.allow_if(SYS_clone, {{0, CLONE_THREAD | kNamespaces, {CLONE_THREAD}}});
+
+  // Signals and limits: its own only.
+  filter.allow_if(SYS_kill, {{0, kWhole, {self}}});
+  filter.allow_if(SYS_tgkill, {{0, kWhole, {self}}});
+  filter.allow_if(SYS_prlimit64, {{0, kWhole, {0, self}}});
+  filter.allow_if(SYS_prctl, {{0, kWhole, {PR_SET_NAME, PR_GET_NAME, PR_GET_DUMPABLE, PR_SET_VMA}}});
+
+  // Not F_SETOWN, F_SETSIG (a chosen signal to any process of the user), F_SETLEASE (holds up whoever opens
+  // the file), F_NOTIFY (watches directories), F_SETPIPE_SZ (memory that the user's other pipes then lack).
+  filter.allow_if(SYS_fcntl,
+                  {{1,
+                    kWhole,
+                    {F_GETFL, F_SETFL, F_GETFD, F_SETFD, F_DUPFD, F_DUPFD_CLOEXEC, F_GETLK, F_SETLK, F_SETLKW,
+                     kOfdGetLock, kOfdSetLock, kOfdSetLockWait, kGetPipeSize, kGetSeals}}});
+  // Terminal or not, its size, how much there is to read, non-blocking, close on exec and back.
+  filter.allow_if(SYS_ioctl, {{1, kWhole, {0x5401u, 0x5413u, 0x541bu, 0x5421u, 0x5450u, 0x5451u}}});
+
+  // A connected pair of streams: a datagram socket could be sent to any path, other families are other code
+  // of the kernel. No descriptors over it (sendmsg), no urgent data, none of the peer's credentials or pidfd.
+  filter.allow_if(SYS_socketpair, {{0, kWhole, {AF_UNIX}}, {1, 0xf, {SOCK_STREAM}}, {2, kWhole, {0}}});
+  filter.allow_if(SYS_sendto, {{3, ~unsigned{MSG_NOSIGNAL | MSG_DONTWAIT | MSG_MORE}, {0}}});
+  filter.allow_if(SYS_recvfrom, {{3, ~unsigned{MSG_PEEK | MSG_DONTWAIT | MSG_WAITALL | MSG_TRUNC}, {0}}});
+  filter.allow_if(SYS_getsockopt,
+                  {{1, kWhole, {SOL_SOCKET}},
+                   {2, kWhole, {SO_TYPE, SO_ERROR, SO_DOMAIN, SO_PROTOCOL, SO_SNDBUF, SO_RCVBUF}}});
   filter.install();
 }
 

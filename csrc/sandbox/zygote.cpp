@@ -42,9 +42,18 @@ void send_to_judge(int socket, char kind, const void* data, std::size_t size, in
 }  // namespace
 
 Zygote::Zygote(int control, const Params& params) : control_(control), params_(params) {
-  if (params_.drop_user) become_nobody();
-  if (params_.namespaces) own_pid_namespace_ = enter_namespaces(params_);
+  go_first_out_of_memory();
+  if (params_.namespaces) {
+    own_pid_namespace_ = enter_namespaces(params_);
+  } else {
+    constexpr std::uint64_t kUnknown = 1 << 16;
+    const std::uint64_t tasks = tasks_now();
+    others_ = tasks > 0 ? tasks : kUnknown;
+    if (params_.drop_user) become_nobody();
+    if (chdir("/") != 0) throw SandboxError("chdir");  // not where the caller works
+  }
   if (params_.landlock) ruleset_ = ruleset(false);
+  zygote_ = getpid();
 }
 
 int Zygote::ruleset(bool scratch) const {
@@ -88,6 +97,8 @@ void Zygote::before_fork() const {
 }
 
 void Zygote::in_child(const Request& request) const {
+  die_with_parent();  // in its own pid namespace it ends with that; without, a killed zygote would leave it
+  if (own_pid_namespace_ < 0 && getppid() != zygote_) _exit(0);
   setsid();
   int rules = ruleset_;
   if (request.scratch && params_.namespaces && params_.scratch_bytes > 0) {
@@ -103,13 +114,14 @@ void Zygote::in_child(const Request& request) const {
   if (request.output >= 0 && dup2(request.output, 1) < 0) throw SandboxError("stdout");
   if (rules == kChannel) rules = dup(rules);
   if (dup2(request.channel, kChannel) < 0) throw SandboxError("channel");
-  set_limits(params_);
+  set_limits(params_, others_);
   drop_capabilities();
+  close_to_others();
   no_new_privileges();
   if (rules >= 0) apply_landlock(rules);
   if (syscall(SYS_close_range, static_cast<unsigned>(kChannel) + 1, ~0u, 0u) != 0)
     throw SandboxError("close_range");
-  if (params_.seccomp) apply_seccomp();
+  if (params_.seccomp) apply_seccomp(params_.namespaces);
 }
 
 void Zygote::in_parent(pid_t candidate, const Request& request) const {

@@ -46,6 +46,8 @@ class Zygote {
   Params params_;
   int own_pid_namespace_ = -1;
   int ruleset_ = -1;
+  std::uint64_t others_ = 0;  // tasks that may share the candidates' user
+  pid_t zygote_ = -1;
 };
 
 inline constexpr int kChannel = 3;        // where a candidate finds its channel

@@ -1,8 +1,10 @@
 // The confinement, call by call: each check runs in a child of its own, because it cannot be undone.
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -53,7 +55,7 @@ bool refused(long result, int reason) { return result < 0 && errno == reason; }
 [[maybe_unused]] void test_seccomp() {
   expect(in_child([] {
            sb::no_new_privileges();
-           sb::apply_seccomp();
+           sb::apply_seccomp(true);
            return refused(fork(), EPERM) && refused(socket(AF_INET, SOCK_STREAM, 0), EPERM) &&
                   refused(kill(getppid(), 0), EPERM) && kill(getpid(), 0) == 0 &&
                   refused(syscall(SYS_memfd_create, "x", 0), EPERM) &&
@@ -65,15 +67,33 @@ bool refused(long result, int reason) { return result < 0 && errno == reason; }
          "seccomp refuses processes, sockets, signals to others, memfd, ptrace, unshare, io_uring");
   expect(in_child([] {
            sb::no_new_privileges();
-           sb::apply_seccomp();
+           sb::apply_seccomp(true);
            int pair[2], sum = 0;
            std::thread thread([&] { sum = 42; });
            thread.join();
            return sum == 42 && socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0 &&
                   refused(socketpair(AF_UNIX, SOCK_DGRAM, 0, pair), EPERM) &&
+                  send(pair[0], "x", 1, MSG_NOSIGNAL) == 1 &&
+                  refused(send(pair[0], "x", 1, MSG_OOB), EPERM) &&
+                  refused(syscall(SYS_sendmsg, pair[0], nullptr, 0), EPERM) &&
                   close(open("/dev/null", O_RDONLY)) == 0;
          }),
          "seccomp allows threads, files and stream pairs");
+  expect(in_child([] {
+           sb::no_new_privileges();
+           sb::apply_seccomp(false);
+           int ends[2];
+           return pipe2(ends, 0) == 0 && fcntl(ends[0], F_GETFL) >= 0 && fcntl(ends[0], F_DUPFD, 9) == 9 &&
+                  refused(fcntl(ends[0], F_SETOWN, getppid()), EPERM) &&
+                  refused(fcntl(ends[0], 10 /* F_SETSIG */, SIGKILL), EPERM) &&
+                  refused(fcntl(ends[0], 1024 /* F_SETLEASE */, F_RDLCK), EPERM) &&
+                  refused(fcntl(ends[0], 1031 /* F_SETPIPE_SZ */, 1 << 20), EPERM) &&
+                  refused(flock(ends[0], LOCK_EX), EPERM) && refused(fchmod(ends[0], 0600), EPERM) &&
+                  refused(chmod("/dev/null", 0666), EPERM) && refused(truncate("/dev/null", 0), EPERM) &&
+                  refused(utimensat(AT_FDCWD, "/dev/null", nullptr, 0), EPERM) &&
+                  refused(socketpair(AF_INET, SOCK_STREAM, 0, ends), EPERM);
+         }),
+         "seccomp refuses modes, times and lengths of others' files, their locks, and signals through fcntl");
 }
 
 void test_landlock() {
@@ -104,7 +124,7 @@ void test_limits() {
            params.namespaces = false;
            params.memory_bytes = sb::own_address_space() + (64 << 20);
            params.cpu_seconds = 7;
-           sb::set_limits(params);
+           sb::set_limits(params, 1 << 16);
            rlimit cpu{}, core{};
            getrlimit(RLIMIT_CPU, &cpu);
            getrlimit(RLIMIT_CORE, &core);
