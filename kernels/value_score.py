@@ -24,7 +24,8 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)  # CPU tensors are taken
 NORMS = {None: 0, "rms": 1, "layer": 2}
 
 WIDEST = 8192  # elements of a row in one block; longer rows take several
-PER_PROGRAM = 4096  # elements of a forward program, many short rows or one long one
+PER_PROGRAM = 8192  # elements of a forward program: its rows share the loads of the head
+MOST_ROWS = 32  # of a forward program
 SPREAD = 256  # programs below which rows go one to a program
 BACKWARD = (4, 1024)  # rows and elements of a block
 PARTS = 256  # programs at most that the rows of a backward pass are dealt to
@@ -36,14 +37,6 @@ def _offsets(keys, length, stride_row, stride_position, JOINED: tl.constexpr):
     if JOINED:
         return keys * stride_position
     return keys // length * stride_row + keys % length * stride_position
-
-
-@triton.jit
-def _gained(norm_weight, columns, inside, OFFSET: tl.constexpr):
-    """The norm's weight at `columns`, 1 if there is none."""
-    if norm_weight is None:
-        return tl.full(columns.shape, 1.0, tl.float32)
-    return tl.load(norm_weight + columns, mask=inside, other=0.0).to(tl.float32) + OFFSET
 
 
 @triton.jit(do_not_specialize=["count", "rows", "length"])
@@ -104,7 +97,9 @@ def score_kernel(
         columns = begin + tl.arange(0, BLOCK)
         inside = columns < width
         v = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
-        u = v * _gained(norm_weight, columns, inside, OFFSET)
+        u = v
+        if norm_weight is not None:
+            u *= tl.load(norm_weight + columns, mask=inside, other=0.0).to(tl.float32) + OFFSET
         read = valid[:, None] & inside[None, :]
         at = hidden + places[:, None] + columns.to(tl.int64)[None, :] * stride_column
         x = tl.load(at, mask=read, other=0.0).to(tl.float32)
@@ -260,7 +255,7 @@ class Layout(NamedTuple):
 def forward_shape(count: int, width: int) -> tuple[int, int, int]:
     """ROWS, BLOCK and warps for `count` rows: few rows go one to a program, so that all of the GPU reads."""
     block = min(triton.next_power_of_2(width), WIDEST)
-    rows = max(1, PER_PROGRAM // block)
+    rows = min(MOST_ROWS, max(1, PER_PROGRAM // block))
     if count < SPREAD * rows:
         return 1, block, min(8, max(1, block // 256))
     return rows, block, min(8, max(1, rows * block // 1024))
@@ -285,20 +280,21 @@ def forward(
     low, high = (None, None) if clamp is None else clamp
     tensors = (hidden, first, second, starts, *head, scores, keys, saved)
     sizes = (count, limit, layout.length, width, *layout.strides)
-    score_kernel[(triton.cdiv(count, per_program),)](
-        *tensors,
-        *sizes,
-        LOW=low,
-        HIGH=high,
-        EPS=eps,
-        OFFSET=offset,
-        NORM=NORMS[norm],
-        FORM=form,
-        JOINED=layout.joined,
-        ROWS=per_program,
-        BLOCK=block,
-        num_warps=warps,
-    )
+    with torch.cuda.device_of(hidden):
+        score_kernel[(triton.cdiv(count, per_program),)](
+            *tensors,
+            *sizes,
+            LOW=low,
+            HIGH=high,
+            EPS=eps,
+            OFFSET=offset,
+            NORM=NORMS[norm],
+            FORM=form,
+            JOINED=layout.joined,
+            ROWS=per_program,
+            BLOCK=block,
+            num_warps=warps,
+        )
     return scores, keys, saved
 
 
@@ -320,7 +316,8 @@ def backward(
         return out, torch.zeros_like(u) if d_head else None
     sorted_keys, order = torch.sort(keys, stable=True)
     targets, totals = torch.empty_like(keys), torch.empty_like(d_score)
-    runs_kernel[(count,)](sorted_keys, order, d_score, targets, totals, count, BLOCK=32, num_warps=1)
+    with torch.cuda.device_of(hidden):
+        runs_kernel[(count,)](sorted_keys, order, d_score, targets, totals, count, BLOCK=32, num_warps=1)
     rows, block = BACKWARD
     block = min(block, triton.next_power_of_2(width))
     programs = min(PARTS, triton.cdiv(count, rows))
@@ -331,9 +328,10 @@ def backward(
     mean = u.mean() if norm == "layer" else None
     tensors = (hidden, targets, totals, order, saved, u, mean, out, parts)
     sizes = (count, layout.length, width, per_program, *layout.strides)
-    gradient_kernel[(programs, triton.cdiv(width, block))](
-        *tensors, *sizes, NORM=NORMS[norm], JOINED=layout.joined, ROWS=rows, BLOCK=block, num_warps=4
-    )
+    with torch.cuda.device_of(hidden):
+        gradient_kernel[(programs, triton.cdiv(width, block))](
+            *tensors, *sizes, NORM=NORMS[norm], JOINED=layout.joined, ROWS=rows, BLOCK=block, num_warps=4
+        )
     return out, None if parts is None else parts.sum(0)
 
 
@@ -369,10 +367,11 @@ def _gradient_build(note: str, kind: str, **changed: object) -> Build:
 
 
 _INFERENCE = {"norm_bias": None, "keys": None, "saved": None}
+_PLAIN = {"NORM": 0, "norm_weight": None, "bias": None, "LOW": None, "HIGH": None, **_INFERENCE}
 _FLAT = {"second": None, "starts": None}
 BUILDS = (
     _score_build("rms 3584 bf16", 3584, 1 << 18, "*bf16", "*i64", **_FLAT, **_INFERENCE),
-    _score_build("rms 896 bf16 pair", 896, 1 << 18, "*bf16", "*i32", FORM=1, starts=None, **_INFERENCE),
+    _score_build("none 896 bf16 pair", 896, 1 << 18, "*bf16", "*i64", FORM=1, starts=None, **_PLAIN),
     _score_build("layer 8192 fp32 packed", 8192, 1 << 18, "*fp32", "*i32", FORM=2, NORM=2),
     _score_build("rms 896 bf16 few", 896, 64, "*bf16", "*i32", FORM=2, norm_bias=None),
     _gradient_build("rms bf16", "*bf16", head_mean=None),
