@@ -20,7 +20,6 @@ from torch import Tensor
 
 from restrl.kernels.build import Build
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)  # CPU tensors are taken
 NORMS = {None: 0, "rms": 1, "layer": 2}
 
 WIDEST = 8192  # elements of a row in one block; longer rows take several

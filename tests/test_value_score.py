@@ -198,20 +198,20 @@ def test_gemma_s_norm(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", ["rms", "layer"])
-def test_norms_without_weights_and_heads_of_a_linear(backend: str, norm: Any) -> None:
-    case = Case((4, 30), norm)
-    head = nn.Linear(30, 1, device=DEVICE, dtype=torch.bfloat16)  # its weight is [1, H]
+def test_norms_without_weights_and_heads_of_a_linear(tiling: str, backend: str, norm: Any) -> None:
+    case = Case((4, 70), norm)
+    head = nn.Linear(70, 1, device=DEVICE, dtype=torch.bfloat16)  # its weight is [1, H]
     got = value_score(
         case.hidden, flat_index(3, 0), head.weight, head.bias, norm=norm, clamp=None, backend=backend
     )
     exact = case.exact()
     exact.weight, exact.bias = head.weight[0].detach().cpu().double(), head.bias.detach().cpu().double()
-    exact.norm_weight, exact.norm_bias = torch.ones(30).double(), None
+    exact.norm_weight, exact.norm_bias = torch.ones(70).double(), None
     want = exact.formula(torch.tensor([3, 0]), None)
     torch.testing.assert_close(got.detach().cpu().double(), want.detach(), atol=VALUE, rtol=0)
     got.sum().backward()
     assert head.weight.grad is not None
-    assert head.weight.grad.shape == (1, 30)
+    assert head.weight.grad.shape == (1, 70)
     assert head.weight.grad.dtype == torch.bfloat16
     assert float(head.bias.grad) == 2.0  # type: ignore[arg-type]
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from restrl.errors import RestrlError
-from restrl.ops import value_torch
+from restrl.ops import cpu, value_torch
+from restrl.ops.arguments import BackendName, backend_for
 from restrl.ops.value_torch import Head, How, Result, Rows, flat, gain, math_dtype
 
 Norm = Literal["rms", "layer"]
-Backend = Literal["auto", "torch", "triton"]
 
 _FOLD_ROWS = 4096  # of the language-model head, in float64 at a time
 
@@ -74,7 +74,7 @@ def value_score(
     eps: float = 1e-6,
     norm_offset: float = 0.0,
     clamp: tuple[float, float] | None = (0.0, 1.0),
-    backend: Backend = "auto",
+    backend: BackendName = "auto",
 ) -> Tensor:
     """Scores `[M]` float32 of the rows of `hidden` that `index` names, in its order; differentiable.
 
@@ -99,10 +99,11 @@ def value_score(
     """
     _check(hidden, weight, bias, norm, norm_weight, norm_bias, norm_offset, clamp)
     rows = _rows(hidden, index)
-    chosen = _backend(backend, hidden)
+    chosen = "torch" if backend_for(backend, hidden) is cpu else "triton"
     if hidden.device.type == "cpu":
         _check_range(hidden, rows)
-    how = How(norm, float(eps), float(norm_offset), clamp)
+    bounds = None if clamp is None else (float(clamp[0]), float(clamp[1]))
+    how = How(norm, float(eps), float(norm_offset), bounds)
     tensors = (hidden, weight, bias, norm_weight, norm_bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         score: Tensor = _ValueScore.apply(*tensors, rows, how, chosen)
@@ -226,31 +227,6 @@ def _rows(hidden: Tensor, index: Index) -> Rows:
     first, second, starts = (None if t is None else t.contiguous() for t in rows)
     assert first is not None
     return Rows(first, second, starts)
-
-
-def _backend(backend: str, hidden: Tensor) -> str:
-    if backend not in ("auto", "torch", "triton"):
-        raise RestrlError(f'backend must be "auto", "torch" or "triton", not {backend!r}')
-    chosen = backend
-    if backend == "auto":
-        chosen = "triton" if hidden.is_cuda and hidden.dtype != torch.float64 else "torch"
-    if chosen == "triton":
-        if hidden.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-            raise RestrlError(
-                f'value_score: backend="triton" takes bfloat16, float16 and float32, not {hidden.dtype}'
-            )
-        if not hidden.is_cuda and not _interpreted():
-            raise RestrlError(
-                f'value_score: backend="triton" needs a GPU, hidden is on {hidden.device}; use "torch" there '
-                "(to debug, set TRITON_INTERPRET=1 before Python starts)"
-            )
-    return chosen
-
-
-def _interpreted() -> bool:
-    import restrl.kernels.value_score as kernels
-
-    return bool(kernels.INTERPRETED)
 
 
 def _check_range(hidden: Tensor, rows: Rows) -> None:
