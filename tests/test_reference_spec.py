@@ -168,6 +168,14 @@ def test_a_row_s_sampler_ratio_is_nothing_for_vespo() -> None:
         grpo_loss(log_probs, mask, advantages, LossSpec(loss_type="vespo"), importance_ratio=ratio)
 
 
+def test_shapes_that_would_broadcast_to_nonsense_are_refused() -> None:
+    log_probs, _, _, mask, advantages = batch()
+    with pytest.raises(RestrlError, match="advantages have shape"):
+        grpo_loss(log_probs, mask, advantages[:, None], LossSpec())
+    with pytest.raises(RestrlError, match="importance_ratio has shape"):
+        grpo_loss(log_probs, mask, advantages, LossSpec(), importance_ratio=torch.ones(5))
+
+
 def test_the_bonus_of_a_part_needs_the_count_of_the_whole() -> None:
     mask = torch.ones(2, 3)
     spec = LossSpec(entropy_coef=0.1, top_entropy_quantile=0.5)

@@ -28,7 +28,7 @@ from restrl.reference.advantages import (
     multi_objective_advantages,
 )
 from restrl.reference.derivatives import TokenGradients, token_gradients
-from restrl.reference.log_probs import TokenLogProbs, log_probs_from_hidden, log_probs_from_logits
+from restrl.reference.log_probs import TokenLogProbs, log_probs_from_logits
 from restrl.reference.spec import PRESETS, Level, LossSpec, LossType, Preset
 from restrl.reference.terms import (
     EXPONENT_BOUND,
@@ -65,7 +65,6 @@ __all__ = [
     "grouped_advantages",
     "grpo_loss",
     "kl_term",
-    "log_probs_from_hidden",
     "log_probs_from_logits",
     "log_ratios",
     "loss_weights",

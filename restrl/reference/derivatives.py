@@ -16,6 +16,7 @@ from restrl.reference.terms import (
     EXPONENT_BOUND,
     bounded_exp,
     by_sign,
+    check_advantages,
     check_inputs,
     clipped,
     log_ratios,
@@ -72,6 +73,7 @@ def token_gradients(
     W and n_i of the row that each token belongs to.
     """
     check_inputs(spec, mask, entropies, ref, importance_ratio, entropy_mask)
+    check_advantages(advantages, mask)
     live = mask > 0
     log_probs = torch.where(live, wide(log_probs), 0.0)
     a = advantages.to(log_probs.dtype)[:, None]

@@ -57,9 +57,11 @@ def grpo_loss(
     entropy_mask      `[B, T]` bool, of the optimiser's batch; None: made from `entropies` if rho < 1
     totals            of the optimiser's batch; None: this is the whole batch
 
-    Raises RestrlError for arguments that `spec` needs and that are None, and for a `[B, 1]` ratio with vespo.
+    Raises RestrlError for arguments that `spec` needs and that are None, for a `[B, 1]` ratio with vespo, and
+    for other shapes of advantages and ratio.
     """
     entropy_mask = check_inputs(spec, mask, entropies, ref, importance_ratio, entropy_mask)
+    check_advantages(advantages, mask)
     totals = totals or Totals.of(mask, entropy_mask)
     live = mask > 0
     log_probs = torch.where(live, wide(log_probs), 0.0)
@@ -122,9 +124,7 @@ def log_ratios(
 
 
 def clip_term(log_ratio: Tensor, a: Tensor, spec: LossSpec) -> Tensor:
-    """P = -min( min(r, delta) A, clip(r, 1 - eps_low, 1 + eps_high) A ), in the shape of `log_ratio`; A `[B,
-    1]`.
-    """
+    """P = -min( min(r, delta) A, clip(r, 1 - eps_low, 1 + eps_high) A ), in the shape of `log_ratio`."""
     ratio = bounded_exp(log_ratio)
     clipped = ratio.clamp(spec.clip_low, spec.clip_high)
     if spec.delta is not None:
@@ -187,8 +187,8 @@ def multiplier(
     entropy_mask: Tensor | None,
     lengths: Tensor | None = None,
 ) -> Tensor:
-    """What multiplies P, and never the KL: off-policy mask, entropy mask, sampler ratio. Broadcasts with `[B,
-    T]`, detached.
+    """Factors of P, never of the KL: off-policy mask, entropy mask, sampler ratio. `[B, T]` or `[B, 1]`,
+    detached.
     """
     factor = torch.ones_like(a)
     if spec.off_policy_mask_threshold is not None:
@@ -272,8 +272,21 @@ def check_inputs(
             "loss_type 'vespo' multiplies the sampler ratios of a row's tokens; vllm_importance_sampling_mode"
             " 'sequence_*' gives one per row; use 'token_truncate' or 'token_mask'"
         )
+    if importance_ratio is not None and importance_ratio.shape not in (mask.shape, (mask.shape[0], 1)):
+        raise RestrlError(
+            f"importance_ratio has shape {tuple(importance_ratio.shape)}; it is one number per token, "
+            f"{tuple(mask.shape)}, or per row, {(mask.shape[0], 1)}"
+        )
     if not spec.needs_batch or mask_of_entropies is not None:
         return mask_of_entropies
     if entropies is None:
         raise RestrlError(f"top_entropy_quantile {spec.top_entropy_quantile} needs entropies, which is None")
     return entropy_mask(entropies, mask, spec.top_entropy_quantile)
+
+
+def check_advantages(advantages: Tensor, mask: Tensor) -> None:
+    """Raises RestrlError unless there is one advantage per row."""
+    if advantages.shape != mask.shape[:1]:
+        raise RestrlError(
+            f"advantages have shape {tuple(advantages.shape)}; there is one per row: {tuple(mask.shape[:1])}"
+        )

@@ -63,8 +63,8 @@ class Totals(NamedTuple):
 
 
 def loss_weights(mask: Tensor, spec: LossSpec, totals: Totals) -> Tensor:
-    """W, which does not depend on the weights of the model: loss = sum of W m f. Shape broadcasts with `[B,
-    T]`; it is the same for all tokens of a row.
+    """W of loss = sum of W m f, in a shape that broadcasts with `[B, T]`. It depends neither on the model nor
+    on the token within the row.
 
     grpo, sapo                  1 / (B n_i)       mean of the rows' token means (n_i: tokens of row i)
     bnpo, dapo, cispo, vespo    1 / sum m         token mean
