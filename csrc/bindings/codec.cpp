@@ -144,7 +144,8 @@ class Encoder {
 
 class Decoder {
  public:
-  Decoder(const char* data, std::size_t size, py::handle hook) : at_(data), end_(data + size), hook_(hook) {}
+  Decoder(const char* data, std::size_t size, py::handle hook, std::uint64_t max_objects)
+      : at_(data), end_(data + size), hook_(hook), left_(max_objects) {}
 
   py::object get(int depth) {
     if (depth > kMaxDepth) throw CodecError("nested too deeply");
@@ -178,12 +179,14 @@ class Decoder {
         return owned(PyByteArray_FromStringAndSize(take(n), n));
       }
       case 'l': {
+        charge(1);
         const std::uint32_t n = count(1);
         py::list list(n);
         for (std::uint32_t i = 0; i < n; ++i) PyList_SET_ITEM(list.ptr(), i, get(depth + 1).release().ptr());
         return list;
       }
       case 't': {
+        charge(1);
         const std::uint32_t n = count(1);
         py::tuple tuple(n);
         for (std::uint32_t i = 0; i < n; ++i)
@@ -194,6 +197,7 @@ class Decoder {
       case 'Z':
         return get_set(tag, depth);
       case 'd': {
+        charge(4);
         const std::uint32_t n = count(2);
         py::dict dict;
         for (std::uint32_t i = 0; i < n; ++i) {
@@ -203,6 +207,7 @@ class Decoder {
         return dict;
       }
       case 'x': {
+        charge(8);
         const py::object name = get(depth + 1), payload = get(depth + 1);
         if (hook_.is_none()) throw CodecError("an object that is not plain data");
         return hook_(name, payload);
@@ -236,6 +241,11 @@ class Decoder {
     return value;
   }
 
+  void charge(std::uint64_t objects) {
+    if (left_ < objects) throw CodecTooLarge("too many objects");
+    left_ -= objects;
+  }
+
   // A count of items of at least `least` bytes each.
   std::uint32_t count(std::uint32_t least) {
     const auto n = raw<std::uint32_t>();
@@ -251,6 +261,7 @@ class Decoder {
   }
 
   py::object get_set(char tag, int depth) {
+    charge(4);
     const std::uint32_t n = count(1);
     py::list items(n);
     for (std::uint32_t i = 0; i < n; ++i) PyList_SET_ITEM(items.ptr(), i, get(depth + 1).release().ptr());
@@ -260,6 +271,7 @@ class Decoder {
   const char* at_;
   const char* end_;
   py::handle hook_;
+  std::uint64_t left_;  // objects that may still be made
 };
 
 }  // namespace
@@ -272,8 +284,8 @@ std::string encode_plain(py::handle value, py::handle hook, std::uint64_t max_by
   return std::move(encoder.out);
 }
 
-py::object decode_plain(const char* data, std::size_t size, py::handle hook) {
-  Decoder decoder(data, size, hook);
+py::object decode_plain(const char* data, std::size_t size, py::handle hook, std::uint64_t max_objects) {
+  Decoder decoder(data, size, hook, max_objects);
   py::object value = decoder.get(0);
   decoder.finish();
   return value;

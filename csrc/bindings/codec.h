@@ -21,7 +21,11 @@ struct CodecTooLarge : CodecError {
 };
 
 std::string encode_plain(pybind11::handle value, pybind11::handle hook, std::uint64_t max_bytes);
-pybind11::object decode_plain(const char* data, std::size_t size, pybind11::handle hook);
+
+// `max_objects` bounds the memory that the decoded data take, which may be a hundred times its bytes: a list
+// or tuple counts 1, a dict or set 4, what the hook makes 8, anything else nothing; past it CodecTooLarge.
+pybind11::object decode_plain(const char* data, std::size_t size, pybind11::handle hook,
+                              std::uint64_t max_objects);
 
 inline constexpr int kMaxDepth = 200;
 

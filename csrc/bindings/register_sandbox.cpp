@@ -122,12 +122,12 @@ void register_sandbox(py::module_& core) {
       "Plain data as bytes. Raises Unserialisable, or TooLarge past `max_bytes`.");
   m.def(
       "decode",
-      [](const py::bytes& data, py::object hook) {
+      [](const py::bytes& data, py::object hook, std::uint64_t max_objects) {
         return decode_plain(PyBytes_AS_STRING(data.ptr()),
-                            static_cast<std::size_t>(PyBytes_GET_SIZE(data.ptr())), hook);
+                            static_cast<std::size_t>(PyBytes_GET_SIZE(data.ptr())), hook, max_objects);
       },
-      py::arg("data"), py::arg("hook") = py::none(),
-      "The data in `data`; safe on any bytes. Raises Unserialisable.");
+      py::arg("data"), py::arg("hook") = py::none(), py::arg("max_objects") = ~std::uint64_t{0},
+      "The data in `data`; safe on any bytes. Raises Unserialisable, or TooLarge past `max_objects`.");
   m.def("receive", &receive, py::arg("fd"), py::arg("timeout") = -1.0, py::arg("max_bytes") = 1u << 30,
         py::arg("keeper") = -1,
         "One message as bytes, or why there is none: 'closed', 'timeout' (seconds), 'cut' (timeout within a "
