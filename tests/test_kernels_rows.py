@@ -207,14 +207,16 @@ def test_half_logits_and_strided_rows() -> None:
 
 
 def test_rows_beyond_two_billion_elements(tmp_path: Path) -> None:
-    """Row 2 starts past 2^31 elements: a sparse file stands for the memory, on a GPU real memory."""
-    stride = 2**30 + 160
-    size = 2 * stride + V
+    """Row 2 starts past 2^31 elements: a sparse file stands for the memory, on a GPU real memory. What an
+    offset of 32 bits would reach exists too.
+    """
+    stride, before = 2**30 + 160, 2**31
+    size = before + 2 * stride + V
     if DEVICE == "cuda":
         memory = torch.empty(size, dtype=torch.float16, device=DEVICE)
     else:
         memory = torch.from_file(str(tmp_path / "logits"), shared=True, size=size, dtype=torch.float16)
-    logits = memory.as_strided((3, V), (stride, 1))
+    logits = memory.as_strided((3, V), (stride, 1), before)
     values = random(1, 3, V).half()
     logits.copy_(values)
     tokens, g, c = integers(2, V, 3), random(4, 3), random(5, 3)
