@@ -12,7 +12,7 @@ import pytest
 import torch
 from reference_cases import batch
 
-from restrl.reference import PRESETS, LossSpec, grpo_loss, log_probs_from_logits
+from restrl.reference import PRESETS, LossSpec, entropy_mask, grpo_loss, log_probs_from_logits
 
 FROZEN = Path(__file__).parent / "golden" / "trl_grpo_loss.jsonl"
 
@@ -87,6 +87,18 @@ def test_clip_counts() -> None:
             found = grpo_loss(log_probs, mask, torch.tensor([a]), spec, old=old)
             assert not found.clipped_low.any()
             assert int(found.clipped_high.sum()) == (high == 1.4 and a > 0)
+
+
+@pytest.mark.parametrize(
+    ("rho", "kept"), [(0.0, [7]), (0.3, [5, 6, 7]), (0.5, [4, 5, 6, 7]), (1.0, range(8))]
+)
+def test_the_entropy_mask_keeps_the_upper_share_of_the_unmasked(rho: float, kept: Any) -> None:
+    entropies = torch.tensor([[0.0, 7.0, 1.0, 6.0], [2.0, 5.0, 3.0, 4.0], [9.0, 9.0, math.nan, 9.0]])
+    mask = torch.tensor([[1.0] * 4, [1.0] * 4, [0.0] * 4])
+    found = entropy_mask(entropies, mask, rho)
+    assert not found[2].any()
+    assert sorted(entropies[found].tolist()) == list(kept)
+    assert torch.equal(entropy_mask(entropies.flatten(), mask.flatten(), rho), found.flatten())
 
 
 # --- log-probs ---
