@@ -20,12 +20,14 @@ from harness import Row
 from kernels_case import SHAPES, Shape, make, relative, truth
 from kernels_measure import Times, interleaved, peak_mb
 from kernels_methods import MASKED, RESTRL, ROOF, TRL, restrl
-from kernels_operations import Prepared, Spec, Warm, prepare, warm
+from kernels_operations import OPERATIONS, Prepared, Spec, Warm, prepare, warm
 from kernels_rows import COPY, FORWARD, ONE_SHOT, ValueCase, value, value_case
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("test_reference*", "test_ops_*", "test_kernels_*", "test_value_score*")
 MB = 1e6
+Goal = tuple[float | None, float | None]  # must, stretch
+COPIED = "copy of device memory"
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,13 @@ class Session:
     """Where the parts run, and the rows they found."""
 
     dry: bool
-    until: float  # of time.monotonic(): what has not begun by then is left out
+    until: float  # of time.time(): what has not begun by then is left out
     rows: list[Row] = field(default_factory=list)
-    copy_gb_per_s: float = 0.0
+
+    @property
+    def copy_gb_per_s(self) -> float | None:
+        """As `ceilings` measured it."""
+        return next((r.p50 for r in self.rows if r.name == COPIED), None)
 
     @property
     def device(self) -> str:
@@ -59,10 +65,10 @@ class Session:
 
     @property
     def repeats(self) -> int:
-        return 2 if self.dry else 15
+        return 1 if self.dry else 15
 
     def shape(self, name: str) -> Shape:
-        return replace(SHAPES["tiny"], name=name, B=8, T=2, V=130) if self.dry else SHAPES[name]
+        return replace(SHAPES["tiny"], name=name, B=8, T=1, V=130) if self.dry else SHAPES[name]
 
     def spec(self, operation: str, shape: str, dtype: str = "bf16", scored: int | None = None) -> Spec:
         """A dry run computes in fp32: the interpreter's bf16 is wrong."""
@@ -91,11 +97,10 @@ class Session:
         return found
 
     def add(
-        self, name: str, unit: str, values: Sequence[float], goal: tuple[float | None, float | None] = (None, None),
-        more: bool = False, note: str = "",
-    ) -> Row:  # fmt: skip
+        self, name: str, unit: str, values: Sequence[float], goal: Goal = (None, None), more: bool = False
+    ) -> Row:
         goal = (None, None) if self.dry and unit else goal  # only errors mean something there
-        row = harness.row(name, unit, values, *goal, better="more" if more else "less", note=note)
+        row = harness.row(name, unit, values, *goal, better="more" if more else "less")
         self.rows.append(row)
         return row
 
@@ -116,8 +121,7 @@ def ceilings(s: Session) -> str:
     for run in runs.values():
         run()
     times = interleaved(runs, lambda: None, s.repeats, s.device)
-    copy = s.add("copy of device memory", "GB/s", [2e-9 * size / x for x in times["copy"].seconds], more=True)
-    s.copy_gb_per_s = copy.p50
+    s.add(COPIED, "GB/s", [2e-9 * size / x for x in times["copy"].seconds], more=True)
     rates = [2e-12 * n**3 / x for x in times["product"].seconds]
     s.add(f"bf16 product of {n} x {n} x {n}", "TFLOP/s", rates, more=True)
     return "measured"
@@ -134,7 +138,7 @@ def tests(s: Session) -> str:
     """The tests of the losses and the kernels, on the GPU. test_kernels_compile is a part of its own."""
     paths = sorted(str(p) for pattern in TESTS for p in (ROOT / "tests").glob(f"{pattern}.py"))
     paths = [p for p in paths if not p.endswith("test_kernels_compile.py")]
-    left = max(30.0, min(200.0, s.until - time.monotonic()))
+    left = max(30.0, min(200.0, s.until - time.time()))
     spread = ["-n", "8"] if find_spec("xdist") else []
     more = ["--collect-only"] if s.dry else ["--durations=5", *spread]
     said = child(["-m", "pytest", "-q", "-p", "no:cacheprovider", *more, *paths], left)
@@ -157,42 +161,35 @@ def child(words: list[str], seconds: float, **environment: str) -> str:
     return said
 
 
-def accuracy(s: Session) -> str:
+def accuracy(s: Session, dtype: str) -> str:
     """Errors against float64 of the same inputs, at vocabularies that end in the middle of a block."""
     said = []
     shapes = [Shape("odd", 8, 16, 896, 50257), Shape("0.5B", 8, 64, 896, 151936)]
     for shape in [s.shape("odd")] if s.dry else shapes:
-        for dtype in ("fp32",) if s.dry else ("fp32", "bf16"):
-            for operation in ("fused", "frozen", "log-probs", "logits", "token loss", "value"):
-                spec = replace(s.spec(operation, "7B", dtype), shape=shape, dtype=dtype, compiler=False)
-                found = warm(prepare(spec), s.device)
-                for method in (RESTRL, MASKED, ONE_SHOT):
-                    for name, error in found.errors.get(method, {}).items():
-                        s.add(
-                            f"{spec}: {method}: error of {name}",
-                            "",
-                            [error],
-                            (limit(dtype, operation, name), None),
-                        )
-                others = {
-                    name: errors for name, errors in found.errors.items() if not name.startswith("restrl")
-                }
-                said.append(f"{spec}: {others}; absent {found.absent}")
-            if dtype == "bf16":
-                said.append(storage(s, shape))
+        for operation in ("fused",) if s.dry and dtype == "bf16" else OPERATIONS:
+            spec = replace(s.spec(operation, "7B", dtype), shape=shape, compiler=False)
+            found = warm(prepare(spec), s.device)
+            for method in (RESTRL, MASKED, FORWARD, ONE_SHOT):
+                for name, error in found.errors.get(method, {}).items():
+                    most = limit(dtype, operation, name)
+                    s.add(f"{spec}: {method}: error of {name}", "", [error], (most, None))
+            others = {name: errors for name, errors in found.errors.items() if not name.startswith("restrl")}
+            said.append(f"{spec}: {others}; absent {found.absent}")
+        if dtype == "bf16":
+            said.append(storage(s, replace(shape, name="storage")))
     return "\n".join(said)
 
 
-def limit(dtype: str, operation: str, name: str) -> float | None:
+def limit(dtype: str, operation: str, name: str) -> float:
     """The most an error may be. Gradients of bf16 matmuls are rounded to bf16 once."""
     if name in ("log_probs", "values", "loss"):
         return {"log_probs": 2e-5, "values": 1e-5, "loss": 1e-5}[name]
-    return 5e-3 if dtype == "bf16" and operation not in ("token loss",) else 2e-5
+    return 5e-3 if dtype == "bf16" and operation != "token loss" else 2e-5
 
 
 def storage(s: Session, shape: Shape) -> str:
     """Gradients beside the best that matmuls of bf16 dloss/dlogits can give."""
-    case = make(shape, torch.bfloat16, s.device)
+    case = make(shape, torch.float32 if s.dry else torch.bfloat16, s.device, "triton" if s.dry else "auto")
     true, floor = truth(case), truth(case, storage=torch.bfloat16)
     restrl(case)()
     for name, got in (("d_hidden", case.hidden.grad), ("d_weight", case.weight.grad)):
@@ -228,28 +225,25 @@ def repeatability(s: Session) -> str:
     return "done"
 
 
-def head(s: Session, name: str) -> str:
-    """The three operations on hidden states, all methods in the same repetitions; memory and masked rows."""
-    goals, said = GOALS[name], []
-    for operation, goal in (("fused", goals.fused), ("frozen", goals.frozen), ("log-probs", goals.log_probs)):
-        spec = s.spec(operation, name)
-        prepared = prepare(spec)
-        found, times = s.time(prepared)
-        for method, t in times.items():
-            asked = goal if method == RESTRL and goal else (None, None)
-            s.add(f"{spec}: {method}", "ms", [1e3 * x for x in t.seconds], asked)
-        s.add(f"{spec}: roof over restrl", "", per(times[ROOF], times[RESTRL]), more=True)
-        if TRL in times:
-            least = goals.over_trl if operation == "fused" else None
-            faster = per(times[TRL], times[RESTRL])
-            s.add(f"{spec}: TRL chunked over restrl", "times", faster, (least, None), more=True)
-        if operation == "fused":
-            s.add(f"{spec}: 25 % masked over all", "times", per(times[MASKED], times[RESTRL]), (0.78, None))
-            memory(s, spec, prepared, times[RESTRL])
-        said.append(f"{spec}: errors {found.errors}; absent {found.absent}; first runs {found.cold}")
-        del prepared, found
-        torch.cuda.empty_cache()
-    return "\n".join(said)
+def head(s: Session, name: str, operation: str) -> str:
+    """An operation on hidden states, all methods in the same repetitions; memory and masked rows."""
+    goals = GOALS[name]
+    goal = {"fused": goals.fused, "frozen": goals.frozen, "log-probs": goals.log_probs}[operation]
+    spec = s.spec(operation, name)
+    prepared = prepare(spec)
+    found, times = s.time(prepared)
+    for method, t in times.items():
+        asked = goal if method == RESTRL and goal else (None, None)
+        s.add(f"{spec}: {method}", "ms", [1e3 * x for x in t.seconds], asked)
+    s.add(f"{spec}: roof over restrl", "times", per(times[ROOF], times[RESTRL]), more=True)
+    if TRL in times:
+        least = goals.over_trl if operation == "fused" else None
+        faster = per(times[TRL], times[RESTRL])
+        s.add(f"{spec}: TRL chunked over restrl", "times", faster, (least, None), more=True)
+    if operation == "fused":
+        s.add(f"{spec}: 25 % masked over all", "times", per(times[MASKED], times[RESTRL]), (0.78, None))
+        memory(s, spec, prepared, times[RESTRL])
+    return f"errors {found.errors}; absent {found.absent}; first runs {found.cold}"
 
 
 def per(a: Times, b: Times) -> list[float]:
@@ -374,11 +368,15 @@ def profile(s: Session) -> str:
 
 PARTS: dict[str, Callable[[Session], str]] = {
     "ceilings": ceilings,
-    "accuracy": accuracy,
+    "accuracy in fp32": partial(accuracy, dtype="fp32"),
+    "accuracy in bf16": partial(accuracy, dtype="bf16"),
     "repeatability": repeatability,
     "tests": tests,
-    "head of 7B": partial(head, name="7B"),
-    "head of 0.5B": partial(head, name="0.5B"),
+    **{
+        f"{name} {operation}": partial(head, name=name, operation=operation)
+        for operation in ("fused", "frozen", "log-probs")
+        for name in GOALS
+    },
     "logits": from_logits,
     "values": values,
     "profile": profile,

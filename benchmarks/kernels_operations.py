@@ -181,6 +181,13 @@ def warm(prepared: Prepared, device: str) -> Warm:
         except Absent as why:
             found.absent[name] = str(why)
             continue
+        except Exception as error:
+            if name.startswith(methods.RESTRL):
+                raise
+            found.absent[name] = f"{type(error).__name__}: {error}"[
+                :500
+            ]  # a peer's, or its compiler's, trouble
+            continue
         if device == "cuda":
             torch.cuda.synchronize()
         found.cold[name] = time.perf_counter() - start
