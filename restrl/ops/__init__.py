@@ -5,8 +5,7 @@
     token_log_probs           log-probs and entropies of tokens, from hidden states
     cross_entropy_loss        supervised fine-tuning, from hidden states
     grouped_advantages        advantages of raw rewards
-    value_score               a scalar head's scores of single states, gathered and normed
-    fold_scalar_head          the head on states that equals a Linear(vocab, 1) on logits
+    value_score               scores of states by a scalar head; fold_scalar_head makes one from logits
 
 Every operation takes `backend="auto" | "torch" | "triton"`. On any backend the meaning is that of
 `restrl.reference`; docs/kernels.md says what is computed how, and how fast.

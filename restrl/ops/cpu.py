@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from restrl.ops.rows import Chunks, Head, LogitRows, RowStatistics, TokenInputs
+from restrl.reference.advantages import Scale, advantages_by_group
 from restrl.reference.derivatives import TokenGradients, token_gradients
 from restrl.reference.spec import LossSpec
 
-__all__ = ["chunk_rows", "chunks", "logit_rows", "scale_", "token_gradients"]
+__all__ = ["chunk_rows", "chunks", "grouped_advantages", "logit_rows", "scale_", "token_gradients"]
 
 BLOCK_ELEMENTS = 1 << 17  # of float32 scratch: half a megabyte, which a core's second-level cache holds
 TILE_ROWS = 2048  # of the weight gradient that a bfloat16 matmul makes at a time
@@ -32,9 +33,14 @@ def chunk_rows(rows: int, vocabulary: int, hidden: int, dtype_bytes: int) -> int
     return min(rows, 512)
 
 
+def grouped_advantages(rewards: Tensor, groups: Tensor, scale: Scale) -> Tensor:
+    """See rows.Backend."""
+    return advantages_by_group(rewards, groups, scale)
+
+
 def chunks(head: Head, rows: int, gradients: bool) -> Chunks:
     """See rows.Backend."""
-    return CpuChunks(head, rows)
+    return CpuChunks(head, rows, gradients)
 
 
 def logit_rows(logit_scale: float, softcap: float | None, temperature: float) -> LogitRows:
@@ -83,17 +89,18 @@ class Shape(NamedTuple):
 
 
 class CpuChunks:
-    """rows.Chunks. After `log_probs` the buffer holds the probabilities."""
+    """rows.Chunks. After `log_probs` the buffer holds the probabilities, if gradients are to come."""
 
-    def __init__(self, head: Head, rows: int) -> None:
+    def __init__(self, head: Head, rows: int, gradients: bool) -> None:
         self.weight = head.weight.float() if head.weight.dtype == torch.float16 else head.weight
+        self.gradients = gradients
         vocabulary, dtype = self.weight.shape[0], accumulator(self.weight.dtype)
         bias = None if head.bias is None else head.bias.to(dtype)
         self.shape = Shape(bias, head.logit_scale, head.softcap, head.temperature)
         self.rounded = self.weight.dtype != dtype  # matmuls store 16 bits
         self.masked = bias is not None and bool(bias.isneginf().any())
         self.buffer = self.weight.new_empty(rows, vocabulary)
-        self.scratch = Scratch(vocabulary, dtype, self.weight.device)
+        self.scratch = Scratch(rows, vocabulary, dtype, self.weight.device)
 
     def log_probs(self, hidden: Tensor, tokens: Tensor, entropy: bool) -> RowStatistics:
         """See rows.Chunks."""
@@ -113,7 +120,7 @@ class CpuChunks:
                 z.add_(subtracted[rows])
             self.shape.apply_(z)
             p = softmax(z, rows, sums, entropy, self.masked, self.scratch)
-            if p is not part:
+            if p is not part and self.gradients:
                 part.copy_(p)
         self.statistics, self.log_normaliser = sums.statistics(of_token, entropy)
         return self.statistics
@@ -204,7 +211,7 @@ class CpuLogitRows:
     def log_probs(self, logits: Tensor, tokens: Tensor, entropy: bool) -> tuple[RowStatistics, Tensor]:
         """See rows.LogitRows."""
         dtype = accumulator(logits.dtype)
-        scratch = Scratch(logits.shape[1], dtype, logits.device)
+        scratch = Scratch(len(logits), logits.shape[1], dtype, logits.device)
         live = (tokens >= 0).nonzero()[:, 0]
         chosen = tokens[live]
         of_token = logits[live, chosen][:, None].to(dtype)
@@ -229,7 +236,7 @@ class CpuLogitRows:
         d_logits: Tensor,
     ) -> None:
         """See rows.LogitRows."""
-        scratch = Scratch(logits.shape[1], g.dtype, logits.device)
+        scratch = Scratch(len(logits), logits.shape[1], g.dtype, logits.device)
         moved = (g != 0) if c is None else (g != 0) | (c != 0)
         moved &= tokens >= 0
         live = moved.nonzero()[:, 0]
@@ -267,8 +274,8 @@ class CpuLogitRows:
 class Scratch:
     """Two blocks of rows that stay in the cache."""
 
-    def __init__(self, vocabulary: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.rows, self.dtype = max(1, BLOCK_ELEMENTS // vocabulary), dtype
+    def __init__(self, rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.rows, self.dtype = max(1, min(rows, BLOCK_ELEMENTS // vocabulary)), dtype
         self.pair = torch.empty(2, self.rows, vocabulary, dtype=dtype, device=device)
 
     def blocks(self, count: int) -> Iterator[slice]:

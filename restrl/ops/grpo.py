@@ -21,7 +21,9 @@ from restrl.ops.arguments import (
 from restrl.ops.linear import Plan, Wanted, attach, gradient_pass, log_probs_pass, recomputed_log_probs
 from restrl.ops.logits import LogitPlan, loss_of_logits
 from restrl.ops.rule import Batch, GrpoRule, Layout
-from restrl.reference import LossSpec, Scale, Totals, advantages_by_group
+from restrl.reference import LossSpec, Scale, Totals
+from restrl.reference.advantages import SCALES
+from restrl.reference.spec import check_choice
 
 
 class GrpoOutput(NamedTuple):
@@ -61,8 +63,8 @@ def grouped_advantages(
             f"groups must be {len(rewards)} integers, one per reward; they are {groups.dtype} of shape "
             f"{list(groups.shape)}"
         )
-    backend_for(backend, rewards)
-    return advantages_by_group(rewards, groups.to(rewards.device), scale)
+    check_choice("scale_rewards", scale, SCALES)
+    return backend_for(backend, rewards).grouped_advantages(rewards, groups.to(rewards.device), scale)
 
 
 def grpo_loss(
@@ -131,7 +133,7 @@ def grpo_loss(
     rows = hidden.reshape(-1, hidden.shape[-1])
     batch = _batch(
         tokens, spec, rewards, groups, advantages, scale_rewards, mask, lengths, old, ref, sampler,
-        importance_ratio, entropy_mask, totals,
+        importance_ratio, entropy_mask, totals, backend,
     )  # fmt: skip
     options = Options(bias, logit_scale, softcap, temperature, vocab_size, chunk_rows, backend)
     plan = plan_for(rows, lm_head, flat, batch.live(spec, drop_zero_advantages), options)
@@ -176,7 +178,7 @@ def grpo_loss_from_logits(
     options.check()
     batch = _batch(
         tokens, spec, rewards, groups, advantages, scale_rewards, mask, lengths, old, ref, sampler,
-        importance_ratio, entropy_mask, totals,
+        importance_ratio, entropy_mask, totals, backend,
     )  # fmt: skip
     if inplace and (logits.stride(-1) != 1 or (logits.dim() > 0 and 0 in logits.stride())):
         raise RestrlError("inplace needs logits whose rows are contiguous and of their own; leave it False")
@@ -215,6 +217,7 @@ def _batch(
     importance_ratio: Tensor | None,
     entropy_mask: Tensor | None,
     totals: Totals | None,
+    backend: BackendName,
 ) -> Batch:
     """Checked and flat. Raises RestrlError for what does not fit together."""
     layout = Layout.of(tokens, lengths)
@@ -222,7 +225,7 @@ def _batch(
         raise RestrlError("give either rewards and groups, or advantages")
     if rewards is not None and groups is not None:
         advantages = grouped_advantages(
-            layout.of_rows(rewards, "rewards"), groups, scale_rewards, backend="torch"
+            layout.of_rows(rewards, "rewards"), groups, scale_rewards, backend=backend
         )
     assert advantages is not None
     advantages = layout.of_rows(advantages, "advantages")

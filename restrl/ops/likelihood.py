@@ -36,15 +36,17 @@ def token_log_probs(
     temperature: float = 1.0,
     vocab_size: int | None = None,
     chunk_rows: int | None = None,
+    entropies: bool = True,
     backend: BackendName = "auto",
 ) -> TokenLogProbs:
     """Log-probs of `tokens`, and entropies of their distributions, both differentiable; never `[N, V]`.
 
-    hidden   `[N, H]` or `[B, T, H]` final hidden states, each the one before its token
-    lm_head  `[V, H]`
-    tokens   `[N]` or `[B, T]` ids
-    mask     of the tokens' shape: rows with 0 are not computed, whatever they hold; their results are 0
-    others   as for `grpo_loss`
+    hidden     `[N, H]` or `[B, T, H]` final hidden states, each the one before its token
+    lm_head    `[V, H]`
+    tokens     `[N]` or `[B, T]` ids
+    mask       of the tokens' shape: rows with 0 are not computed, whatever they hold; their results are 0
+    entropies  False: they are not computed, and NaN
+    others     as for `grpo_loss`
 
     Returns float32 (float64 for float64 inputs) tensors of the tokens' shape, in nats. One matmul; with
     gradients, the backward pass computes the logits again (4 in all).
@@ -54,11 +56,11 @@ def token_log_probs(
     options = Options(bias, logit_scale, softcap, temperature, vocab_size, chunk_rows, backend)
     live = None if mask is None else flat_mask(mask, tokens) > 0
     plan = plan_for(rows, lm_head, flat, live, options)
-    found = recomputed_log_probs(plan, rows, lm_head, bias, entropy=True)
-    log_probs, entropies = (scatter(x, plan.live, tokens) for x in found)
+    found = recomputed_log_probs(plan, rows, lm_head, bias, entropies)
+    log_probs = scatter(found.log_probs, plan.live, tokens)
     assert log_probs is not None
-    assert entropies is not None
-    return TokenLogProbs(log_probs, entropies)
+    spread = scatter(found.entropies, plan.live, tokens)
+    return TokenLogProbs(log_probs, torch.full_like(log_probs, torch.nan) if spread is None else spread)
 
 
 def cross_entropy_loss(

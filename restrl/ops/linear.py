@@ -12,19 +12,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from restrl.errors import RestrlError
 from restrl.ops.rows import Head, RowStatistics
 
 # Gradients dloss/dl and dloss/dentropy (None: 0) of the live rows in a slice, from their statistics.
 Rule = Callable[[slice, RowStatistics], tuple[Tensor, Tensor | None]]
+
+
+def no_second_derivative(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass that refuses create_graph=True instead of leaving terms out."""
+
+    @wraps(backward)
+    def first_only(*arguments: Any) -> Any:
+        if torch.is_grad_enabled():  # as create_graph has it
+            raise RestrlError("the losses of restrl.ops have no second derivatives; leave create_graph False")
+        return backward(*arguments)
+
+    return first_only
 
 
 class Gradients(NamedTuple):
@@ -202,7 +214,7 @@ class _Recomputed(Function):
         return log_probs_pass(plan, hidden, weight, bias, entropy)
 
     @staticmethod
-    @once_differentiable
+    @no_second_derivative
     def backward(ctx: Any, g: Tensor | None, c: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias = ctx.saved_tensors
         plan: Plan = ctx.plan
@@ -248,7 +260,7 @@ class _Attached(Function):
         return loss.clone()
 
     @staticmethod
-    @once_differentiable
+    @no_second_derivative
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RestrlError(

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
-from restrl.ops.linear import attach
+from restrl.ops.linear import attach, no_second_derivative
 from restrl.ops.rows import LogitRows, RowStatistics
 from restrl.ops.rule import GrpoRule
 
@@ -159,7 +158,7 @@ class _Deferred(Function):
         return loss.clone()
 
     @staticmethod
-    @once_differentiable
+    @no_second_derivative
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (logits,) = ctx.saved_tensors
         plan, statistics, normaliser, g, c = ctx.rest

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from restrl.reference.advantages import Scale
     from restrl.reference.derivatives import TokenGradients
     from restrl.reference.spec import LossSpec
 
@@ -189,6 +190,9 @@ class Backend(Protocol):
     """The module-level names of cpu.py and triton_rows.py, which the engine imports lazily."""
 
     token_gradients: TokenGradientsFn
+
+    def grouped_advantages(self, rewards: Tensor, groups: Tensor, scale: Scale) -> Tensor:
+        """`restrl.reference.advantages_by_group`, or a kernel with its arguments and result."""
 
     def chunks(self, head: Head, rows: int, gradients: bool) -> Chunks:
         """A `Chunks` for one call."""
