@@ -149,7 +149,9 @@ def _token_loss(case: Case, compiler: bool) -> Prepared:
 
 
 def _value(spec: Spec, dtype: torch.dtype) -> Prepared:
-    case = rows.value_case(spec.shape, spec.scored or spec.shape.N // 16, dtype, spec.device, spec.backend)
+    case = rows.value_case(
+        spec.shape, spec.scored or max(1, spec.shape.N // 16), dtype, spec.device, spec.backend
+    )
     true = rows.value_truth(case)
 
     def errors(method: str, result: Result) -> Errors:
