@@ -51,7 +51,7 @@ def test_the_dry_run_goes_through_every_part(tmp_path: Path, monkeypatch: pytest
     rows = found["rows"]
     assert all(row["p50"] > 0 or "error" in row["name"] for row in rows)
     judged = [row for row in rows if row["must"] is not None]
-    assert len(judged) > 40
+    assert len(judged) > 30
     assert all(row["met"] for row in judged)
     assert {row["unit"] for row in judged} == {""}  # a dry run's times are held against nothing
 
