@@ -4,6 +4,7 @@ differences that docs/losses.md lists, each with a test here.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -22,6 +23,7 @@ from restrl.reference import (
     entropy_mask,
     entropy_weights,
     grouped_advantages,
+    grpo_loss,
     loss_weights,
     multi_objective_advantages,
     sampler_ratio,
@@ -122,6 +124,22 @@ def test_evaluation_counts_as_one_step(loss: tuple[str, str]) -> None:
     )
     totals = Totals.as_trl(case.mask, spec, entropy_mask=kept, **cut)
     assert_equal(by_autograd(spec, case, totals=totals), expected, 1e-9, spec)
+
+
+@pytest.mark.parametrize("loss_type", [*CLIPPED, "cispo"])
+def test_counts_of_clipped_tokens(loss_type: str) -> None:
+    for seed in range(10):
+        options: dict[str, Any] = {"epsilon_high": 1.2} if loss_type == "cispo" else {"delta": 1.6}
+        spec = LossSpec(loss_type=loss_type, max_completion_length=9, **options)  # type: ignore[arg-type]
+        case, logged = random_case(seed)._replace(importance_ratio=None, sampler=None), {}
+        with_trl(spec, case, metrics=logged)
+        found = grpo_loss(case.log_probs, case.mask, case.advantages, spec, old=case.old)
+        low, high = (float(x.sum() / case.mask.sum()) for x in (found.clipped_low, found.clipped_high))
+        if loss_type == "cispo":
+            assert (low, high) == (0, pytest.approx(logged["cispo_clip_ratio"][0]))
+        else:
+            assert low == pytest.approx(logged["clip_ratio/low_mean"][0])
+            assert high == pytest.approx(logged["clip_ratio/high_mean"][0])
 
 
 # --- `_generate_and_score_completions`, with generation, model and reward functions stubbed ---
@@ -226,12 +244,25 @@ def test_equal_rewards_are_exactly_zero_here_and_not_in_trl() -> None:
 
 def test_infinite_rewards_are_unscorable_here_and_cost_the_group_in_trl() -> None:
     rewards = torch.tensor([math.inf, 1.0, 0.0, 0.5])
-    assert not trl_peer.scored(rewards[:, None], 4)["advantages"].isfinite().all() or not (
-        trl_peer.scored(rewards[:, None], 4)["advantages"].any()
-    )
+    assert not trl_peer.scored(rewards[:, None], 4)["advantages"].any()
     found = grouped_advantages(rewards[None])[0]
     assert found[0] == 0
     assert torch.allclose(found[1:], grouped_advantages(rewards[None, 1:])[0])
+
+
+def test_the_logged_kl_is_plain_here_and_times_the_ratio_in_trl() -> None:
+    case, logged = frozen_case(["importance_ratio", "sampler"]), {}
+    assert case.old is not None
+    spec = LossSpec(loss_type="grpo", beta=0.1, use_bias_correction_kl=True)
+    with_trl(spec, case, metrics=logged)
+    found = grpo_loss(case.log_probs, case.mask, case.advantages, spec, old=case.old, ref=case.ref)
+    assert found.kl is not None
+    ratio = torch.where(case.mask > 0, case.log_probs - case.old, 0.0).exp()
+    tokens = case.mask.sum()
+    assert float((found.kl * ratio).sum() / tokens) == pytest.approx(logged["kl"][0], rel=1e-6)
+    plain = dataclasses.replace(spec, use_bias_correction_kl=False)
+    with_trl(plain, case, metrics=logged)
+    assert float(found.kl.sum() / tokens) == pytest.approx(logged["kl"][0], rel=1e-6)
 
 
 def test_padding_is_not_read_here_and_poisons_trl() -> None:

@@ -64,8 +64,13 @@ def loss(
     steps_per_generation: int = 1,
     num_items_in_batch: float | None = None,
     training: bool = True,
+    metrics: dict[str, list[float]] | None = None,
 ) -> Tensor:
-    """`GRPOTrainer._compute_loss` of log-probs and entropies `[B, T]` in place of a model's."""
+    """`GRPOTrainer._compute_loss` of log-probs and entropies `[B, T]` in place of a model's.
+
+    metrics: what TRL logs is put there.
+    """
+    log: Any = collections.defaultdict(list)
     given = dataclasses.asdict(spec)  # the names of its options are TRL's
     trainer = trainer_class()
     accelerator = _Accelerator(num_processes)
@@ -89,7 +94,7 @@ def loss(
         get_high_entropy_mask=lambda *a: trainer.get_high_entropy_mask(
             SimpleNamespace(accelerator=accelerator), *a
         ),
-        _metrics=collections.defaultdict(lambda: collections.defaultdict(list)),
+        _metrics={"train": log, "eval": log},
     )
     tokens = torch.zeros(mask.shape, dtype=torch.long)
     items = float(mask.sum()) if num_items_in_batch is None else num_items_in_batch
@@ -105,7 +110,10 @@ def loss(
         "importance_sampling_ratio": importance_ratio,
         "sampling_per_token_logps": sampler,
     }
-    return trainer._compute_loss(stub, None, {k: v for k, v in inputs.items() if v is not None})
+    found = trainer._compute_loss(stub, None, {k: v for k, v in inputs.items() if v is not None})
+    if metrics is not None:
+        metrics.update(log)
+    return found
 
 
 def scored(
