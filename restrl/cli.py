@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 
 from restrl import __version__
@@ -80,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         "--samples", type=Path, required=True, help='JSONL: {"task_id", "solution" | "completion"}'
     )
     p.add_argument("--out", type=Path, required=True, help="JSONL: one verdict per sample, in input order")
+    p.add_argument("--since", type=date.fromisoformat, metavar="DATE", help="contests from this day on")
+    p.add_argument("--until", type=date.fromisoformat, metavar="DATE", help="contests up to this day")
     _verifier_arguments(p)
     p.set_defaults(run=_verify)
 
@@ -109,7 +112,9 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _verifier_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--format", default="auto", help="auto, humaneval, mbpp, apps, apps-with-test, restrl (auto)"
+        "--format",
+        default="auto",
+        help="auto, or a format of docs/formats.md: humaneval, evalplus, ... (auto)",
     )
     parser.add_argument("--timeout", type=float, default=6.0, help="seconds per test (6)")
     parser.add_argument("--workers", type=int, default=2, help="programs verified at once (2)")
@@ -163,7 +168,7 @@ def _verify(args: argparse.Namespace) -> int:
 
     verify_file(
         args.problems, args.samples, args.out, format=args.format, timeout=args.timeout,
-        workers=args.workers, allow_unsafe=args.allow_unsafe,
+        workers=args.workers, allow_unsafe=args.allow_unsafe, since=args.since, until=args.until,
     )  # fmt: skip
     return 0
 

@@ -54,7 +54,43 @@ class Calls(_Record):
     wrapped: bool = False
 
 
-Tests = Annotated[Asserts | Check | Stdio | Calls, Field(discriminator="kind")]
+class Inputs(_Record):
+    """EvalPlus: `entry_point(*inputs[i])` gives what the program `gold` gives. One test per input.
+
+    The first `base` inputs are the original ones. `contract` is a whole program with a function of the name
+    `contract` that raises for arguments that are none. `examples` are calls in Python (`f((1, 2))`): where
+    they have tuples, sets or complex numbers, the inputs, which JSON made lists and text of, have them too.
+    Floats may differ by `atol`. `compare`: "equal"; "set" (same elements); "not_none" (the gold solution
+    says whether there is a result); "root" (the result is a root of the polynomial, to within `atol`).
+    """
+
+    kind: Literal["inputs"] = "inputs"
+    entry_point: str
+    inputs: list[list[Any]]
+    base: int = 0
+    gold: str
+    contract: str = ""
+    examples: list[str] = Field(default_factory=list)
+    atol: float = 0.0
+    compare: Literal["equal", "set", "not_none", "root"] = "equal"
+
+
+class Unittest(_Record):
+    """BigCodeBench: `code` defines `unittest.TestCase` classes that call `entry_point`; a test per method."""
+
+    kind: Literal["unittest"] = "unittest"
+    code: str
+    entry_point: str
+
+
+class Context(_Record):
+    """DS-1000: `code` defines `test_execution(program)` and perhaps `test_string(program)`, a test each."""
+
+    kind: Literal["context"] = "context"
+    code: str
+
+
+Tests = Annotated[Asserts | Check | Stdio | Calls | Inputs | Unittest | Context, Field(discriminator="kind")]
 
 
 class Problem(_Record):

@@ -59,6 +59,7 @@ def test_rows_and_pass_at_k(tmp_path: Path, problems: Path, capsys: pytest.Captu
         "tests",
         "seconds",
         "isolation",
+        "mode",
     ]
     assert [r["reward"] for r in rows] == [1.0, 1.0, 0.0, 0.0]
     assert rows[0]["tests"] == ["passed"]

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from restrl.errors import RestrlError
-from restrl.problems import apps, humaneval, mbpp
-from restrl.problems.files import Fields, read_fields
+from restrl.problems import apps, bigcodebench, ds1000, evalplus, humaneval, livecodebench, mbpp
+from restrl.problems.files import Fields, LeftOut, read_fields
 from restrl.records import Problem
 
 __all__ = ["FORMATS", "find_problem", "load_problems"]
@@ -32,6 +33,11 @@ def _record(row: Fields) -> Problem:
 # format -> (keys by which a row of it is known, row -> problem); the first that fits the first row is taken.
 FORMATS: dict[str, tuple[set[str], Callable[[Fields], Problem | None]]] = {
     "restrl": ({"task_id", "source", "tests"}, _record),
+    "evalplus": (evalplus.KEYS, evalplus.humanevalplus),
+    "mbppplus": (evalplus.KEYS_WITH_TEST, evalplus.mbppplus),
+    "bigcodebench": (bigcodebench.KEYS, bigcodebench.bigcodebench),
+    "ds1000": (ds1000.KEYS, ds1000.ds1000),
+    "livecodebench": (livecodebench.KEYS, livecodebench.livecodebench),
     "mbpp": (mbpp.KEYS, mbpp.mbpp),
     "humaneval": (humaneval.KEYS, humaneval.humaneval),
     "apps": (apps.KEYS, apps.apps),
@@ -40,10 +46,14 @@ FORMATS: dict[str, tuple[set[str], Callable[[Fields], Problem | None]]] = {
 _ALIASES = {"pipelines": "restrl"}
 
 
-def load_problems(path: str | Path, format: str = "auto") -> list[Problem]:
+def load_problems(
+    path: str | Path, format: str = "auto", *, since: date | None = None, until: date | None = None
+) -> list[Problem]:
     """The problems of a file, in its order.
 
     `format` is "auto" (told from the first row) or one of `FORMATS`; JSONL or a JSON array, gzipped or not.
+    `since` and `until` (inclusive) keep the problems whose contest was held then: what a model may have seen
+    in training says nothing about it.
     Raises RestrlError naming file, line and key for a damaged row, an empty file, an unknown format or an id
     that occurs twice. Problems without tests are left out with a warning.
     """
@@ -57,7 +67,11 @@ def load_problems(path: str | Path, format: str = "auto") -> list[Problem]:
     for row in read_fields(path):
         if name == "auto":
             name = _detect(row)
-        problem = FORMATS[name][1](row)
+        try:
+            problem = FORMATS[name][1](row)
+        except LeftOut as reason:
+            warnings.warn(f"{row.where}: left out: {reason}", stacklevel=2)
+            continue
         if problem is None:
             untested += 1
             continue
@@ -69,9 +83,24 @@ def load_problems(path: str | Path, format: str = "auto") -> list[Problem]:
         problems.append(problem)
     if not problems:
         raise RestrlError(f"{path}: no problem in it has tests")
+    if since is not None or until is not None:
+        problems = _held(problems, since or date.min, until or date.max, path)
     if untested:
         warnings.warn(f"{path}: {untested} problems have no tests and are left out", stacklevel=2)
     return problems
+
+
+def _held(problems: list[Problem], since: date, until: date, path: Path) -> list[Problem]:
+    """The problems of contests from `since` to `until`."""
+    kept = []
+    for problem in problems:
+        if "contest_date" not in problem.meta:
+            raise RestrlError(f"{path}: {problem.task_id} has no contest_date to choose it by")
+        if since <= date.fromisoformat(problem.meta["contest_date"]) <= until:
+            kept.append(problem)
+    if not kept:
+        raise RestrlError(f"{path}: no contest in it was held from {since} to {until}")
+    return kept
 
 
 def _detect(row: Fields) -> str:

@@ -13,6 +13,10 @@ from typing import Any
 from restrl.errors import RestrlError
 
 
+class LeftOut(Exception):
+    """A problem whose tests cannot be run here: it is left out, and the user is told why."""
+
+
 class Fields:
     """One row of a problem file. `where` is "file:line" (or "file: entry n" of a JSON array)."""
 

@@ -28,13 +28,13 @@ def mbpp(row: Fields) -> Problem:
         source="mbpp",
         prompt=f"{words.strip()}\nYour code should pass this test:\n{asserts[0].strip()}\n",
         mode="instruct",
-        entry_point=_entry_point(asserts[0], code),
+        entry_point=entry_point_of(asserts[0], code),
         tests=Asserts(setup=setup, asserts=asserts),
         reference=code or None,
     )
 
 
-def _entry_point(test: str, code: str) -> str | None:
+def entry_point_of(test: str, code: str) -> str | None:
     """The function that the assert calls: the first called name that the reference defines."""
     try:
         with warnings.catch_warnings():

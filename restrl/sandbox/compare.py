@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -63,3 +64,51 @@ def same_output(got: str, expected: str, tolerant: bool) -> bool:
         len(h) == len(w) and all(_same_token(a, b, tolerant) for a, b in zip(h, w, strict=True))
         for h, w in zip(have, want, strict=True)
     )
+
+
+# -- EvalPlus
+
+
+def same_result(got: Any, want: Any, compare: str, atol: float, arguments: list[Any]) -> bool:
+    """Whether a call of an EvalPlus problem gave what the gold solution gave (see records.py:Inputs).
+
+    Floats, and lists and tuples of floats, may differ by `atol` (1e-6 if that is 0) and 1e-7 relative.
+    """
+    if compare == "root":
+        number = isinstance(got, int | float) and not isinstance(got, bool) and math.isfinite(got)
+        return number and abs(sum(c * math.pow(got, i) for i, c in enumerate(arguments[0]))) <= atol
+    if compare == "not_none":
+        return _there(got) == _there(want)
+    if compare == "set":
+        return bool(got == want) or (isinstance(got, _GROUPS) and set(got) == set(want))
+    if bool(got == want):
+        return True
+    floats = isinstance(want, float) or (
+        isinstance(want, list | tuple) and bool(want) and all(isinstance(v, float) for v in want)
+    )
+    tolerance = atol or (1e-6 if floats else 0.0)
+    return _close(got, want, tolerance)
+
+
+_GROUPS = (list, tuple, set, frozenset)
+
+
+def _there(value: Any) -> bool:
+    return value if isinstance(value, bool) else value is not None
+
+
+def _close(got: Any, want: Any, tolerance: float) -> bool:
+    """Equal but for numbers that are off by `tolerance`; a NaN equals a NaN."""
+    if isinstance(want, list | tuple):
+        return (
+            type(got) is type(want)
+            and len(got) == len(want)
+            and all(_close(g, w, tolerance) for g, w in zip(got, want, strict=True))
+        )
+    if isinstance(want, float) and isinstance(got, int | float):
+        if math.isnan(want) or math.isnan(got):
+            return math.isnan(want) and math.isnan(got)
+        # Infinite ones are equal or are not close.
+        off = abs(got - want) if math.isfinite(want) and math.isfinite(got) else math.inf
+        return bool(got == want) or (tolerance > 0 and off <= tolerance + 1e-7 * abs(want))
+    return bool(got == want)

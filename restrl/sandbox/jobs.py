@@ -8,7 +8,8 @@ import warnings
 from typing import Any
 
 from restrl.errors import RestrlError
-from restrl.records import Asserts, Calls, Check, Problem, Stdio
+from restrl.problems.typed import typed_arguments
+from restrl.records import Asserts, Calls, Check, Context, Inputs, Problem, Stdio, Unittest
 
 # Call-based APPS programs were written where these names are there already.
 _APPS_NAMES = """\
@@ -41,7 +42,7 @@ def judge_tests(problem: Problem) -> dict[str, Any]:
             "inputs": tests.args,
             "expected": tests.expected,
             "wrapped": tests.wrapped,
-            "before": _APPS_NAMES if problem.source == "apps" else "",
+            "before": _APPS_NAMES if problem.source in ("apps", "livecodebench") else "",
         }
     elif isinstance(tests, Stdio):
         if len(tests.inputs) != len(tests.outputs):
@@ -62,9 +63,25 @@ def judge_tests(problem: Problem) -> dict[str, Any]:
             "entry_point": tests.entry_point,
         }
         _parse(tests.code, problem, "test code")
+    elif isinstance(tests, Inputs):
+        data = {
+            "kind": "inputs",
+            "entry_point": tests.entry_point,
+            "inputs": typed_arguments(tests.inputs, tests.examples),
+            "base": tests.base,
+            "gold": tests.gold,
+            "contract": tests.contract,
+            "atol": tests.atol,
+            "compare": tests.compare,
+        }
+    elif isinstance(tests, Unittest):
+        data = _unittest(problem, tests)
+    elif isinstance(tests, Context):
+        data = _context(problem, tests)
     else:
         data = _asserts(problem, tests)
-    if data["kind"] != "check" and not data.get("inputs", data.get("asserts")):
+    data["reference"] = problem.reference or ""
+    if data["kind"] != "check" and not data.get("inputs", data.get("methods", data.get("asserts"))):
         raise RestrlError(f"{problem.task_id}: a problem without tests cannot be verified")
     return data
 
@@ -150,4 +167,78 @@ def _asserts(problem: Problem, tests: Asserts) -> dict[str, Any]:
         "setup": imports + ("" if remote_setup else tests.setup),
         "before": "" if remote_setup else tests.setup,
         "after": tests.setup if remote_setup else "",
+    }
+
+
+# Test code with one of these words changes or watches what the program uses: it must run beside it.
+_IN_PROCESS = {
+    "patch",
+    "mock",
+    "Mock",
+    "MagicMock",
+    "environ",
+    "putenv",
+    "stdout",
+    "stderr",
+    "stdin",
+    "chdir",
+}
+_IN_PROCESS |= {"redirect_stdout", "redirect_stderr", "seed", "assertLogs", "assertNoLogs", "assertWarns"}
+_IN_PROCESS |= {"catch_warnings"}
+
+
+def _words(node: ast.AST) -> set[str]:
+    found = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    return found | {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
+
+
+def _unittest(problem: Problem, tests: Unittest) -> dict[str, Any]:
+    """BigCodeBench: the test methods, and those that can only run in one process with the program."""
+    tree = _parse(tests.code, problem, "test code")
+    bases: set[str] = set()
+    methods: list[str] = []
+    in_process: list[str] = []
+    outside = [n for n in tree.body if not isinstance(n, ast.ClassDef | ast.Import | ast.ImportFrom)]
+    everywhere = set().union(*map(_words, outside)) & _IN_PROCESS
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef) or not any(
+            _words(base) & ({"TestCase", "IsolatedAsyncioTestCase"} | bases) for base in node.bases
+        ):
+            continue
+        bases.add(node.name)
+        own = [n for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+        shared = [n for n in node.body if n not in own] + node.decorator_list
+        shared += [n for n in own if not n.name.startswith("test")]  # fixtures and what tests call
+        together = bool(everywhere or set().union(*map(_words, shared)) & _IN_PROCESS)
+        for method in sorted((n for n in own if n.name.startswith("test")), key=lambda n: n.name):
+            name = f"{node.name}.{method.name}"
+            if name in methods:
+                continue  # a second definition replaces the first
+            methods.append(name)
+            if together or _words(method) & _IN_PROCESS:
+                in_process.append(name)
+    return {
+        "kind": "unittest",
+        "code": tests.code,
+        "entry_point": tests.entry_point,
+        "prefix": _trusted_prefix(problem.prefix),
+        "reference": problem.reference or "",
+        "methods": methods,
+        "in_process": in_process,
+    }
+
+
+def _context(problem: Problem, tests: Context) -> dict[str, Any]:
+    """DS-1000: which functions test, and which of the program's variables they can ask for."""
+    tree = _parse(tests.code, problem, "code context")
+    defined = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
+    keys = [n.slice for n in ast.walk(tree) if isinstance(n, ast.Subscript)]
+    keys += [n.args[0] for n in ast.walk(tree) if isinstance(n, ast.Call) and n.args]
+    wanted = {n.value for n in keys if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    return {
+        "kind": "context",
+        "code": tests.code,
+        "reference": problem.reference or "",
+        "methods": [name for name in ("test_execution", "test_string") if name in defined],
+        "wanted": sorted(w for w in wanted if w.isidentifier()),
     }

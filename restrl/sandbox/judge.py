@@ -1,103 +1,30 @@
 """The judge: holds the tests, runs them against candidates, answers with per-test statuses.
 
 Started by the verifier as its own program (`main`), with the socket to it on descriptor 0. It handles one
-item at a time: (number, program, tests) in, (number, statuses, seconds, detail) out. Test code is trusted and
-runs here; the program runs in a candidate (remote.py), and only plain data comes back.
+item at a time: (number, program, tests) in, (number, statuses, seconds, detail, mode) out. Test code is
+trusted and runs here; the program runs in a candidate (remote.py), and only plain data comes back.
 """
 
 from __future__ import annotations
 
 import builtins
 import functools
+import hashlib
 import os
-import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from restrl.sandbox import plain
 from restrl.sandbox.compare import same_call, same_output
+from restrl.sandbox.gold import judge_inputs
+from restrl.sandbox.item import MAX_RESTARTS, Item, Machinery
+from restrl.sandbox.link import Name
 from restrl.sandbox.native import core
-from restrl.sandbox.remote import CALLER, Candidate, InfrastructureError, Name, Refused, Stopped, Zygote
+from restrl.sandbox.remote import CALLER, Candidate, InfrastructureError, Unjudgeable
+from restrl.sandbox.unittests import judge_context, judge_unittest
 
-MAX_RESTARTS = 1  # candidates that may hang or crash before the remaining tests share their fate
-_DETAIL = 300
 _CACHED_BYTES = 1 << 16
-
-
-class Item:
-    """One program and its tests while they are judged."""
-
-    def __init__(self, zygote: Zygote, program: str, tests: dict[str, Any], limits: dict[str, Any]) -> None:
-        self.zygote, self.program, self.tests, self.limits = zygote, program, tests, limits
-        self.timeout = float(limits["timeout"])
-        self.statuses: list[str] = []
-        self.detail = ""
-        self.candidate: Candidate | None = None
-        self.stops = 0
-        self.spare = self.timeout  # what waiting for a core may add to the whole verdict (s)
-        self.end_of_all = time.monotonic() + verdict_seconds(self.timeout, count_tests(tests))
-
-    def start(self, job: tuple[Any, ...]) -> Candidate:
-        self.finish()
-        self.candidate = Candidate(self.zygote, job)
-        return self.candidate
-
-    def finish(self) -> None:
-        if self.candidate is not None:
-            self.candidate.end()
-            self.candidate = None
-
-    def note(self, status: str, detail: str) -> None:
-        self.statuses.append(status)
-        if status != "passed" and not self.detail:
-            self.detail = detail[:_DETAIL]
-
-    def give_up(self, status: str) -> None:
-        self.statuses += [status] * (count_tests(self.tests) - len(self.statuses))
-
-    def one(self, test: Callable[[], bool]) -> str:
-        """Run one test and note its status; after `Stopped` the candidate is gone."""
-        candidate = self.candidate
-        assert candidate is not None
-        candidate.arm(min(time.monotonic() + self.timeout, self.end_of_all), self.spare)
-        try:
-            passed = test()
-            status, detail = ("passed", "") if passed else ("failed", "wrong answer")
-        except Refused as stop:
-            self.stops = MAX_RESTARTS
-            status, detail = stop.status, str(stop)
-        except Stopped as stop:
-            status, detail = stop.status, str(stop)
-        except plain.Unserialisable as error:
-            status, detail = "unserialisable", str(error)
-        except InfrastructureError:
-            raise
-        except BaseException as error:
-            theirs = any(error is e for e in candidate.raised)
-            kinds: dict[type, str] = {
-                MemoryError: "memory",
-                RecursionError: "unserialisable",
-            }  # the judge's own, comparing the result
-            status = "error" if theirs else kinds.get(type(error), "failed")
-            detail = str(error) if theirs else f"{type(error).__name__}: {error}"
-        self.spare = candidate.spare
-        self.note(status, detail)
-        # A script ends after every input; what counts there is only that it hung.
-        self.stops += status == "timeout" if self.tests["kind"] == "stdio" else not candidate.alive
-        return status
-
-
-def count_tests(tests: dict[str, Any]) -> int:
-    return {"check": 1, "asserts": len(tests.get("asserts", ()))}.get(
-        tests["kind"], len(tests.get("inputs", ()))
-    )
-
-
-def verdict_seconds(timeout: float, tests: int) -> float:
-    """The cap on one verdict (s): a few tests may use their full limit, many share a quarter of theirs."""
-    return timeout * max(min(tests, 3), tests / 4)
 
 
 @functools.lru_cache(maxsize=512)
@@ -197,7 +124,15 @@ def judge_stdio(item: Item) -> None:
             os.close(out)
 
 
-KINDS = {"calls": judge_calls, "check": judge_check, "asserts": judge_asserts, "stdio": judge_stdio}
+KINDS = {
+    "calls": judge_calls,
+    "check": judge_check,
+    "asserts": judge_asserts,
+    "stdio": judge_stdio,
+    "inputs": judge_inputs,
+    "unittest": judge_unittest,
+    "context": judge_context,
+}
 
 
 def judge(item: Item) -> None:
@@ -227,10 +162,8 @@ def main() -> None:
     if not isinstance(data, bytes):
         return
     settings = core.decode(data)
-    zygote = Zygote(settings)
-    resource.setrlimit(resource.RLIMIT_AS, (settings["judge_bytes"],) * 2)
     try:
-        zygote.wait_ready()
+        machinery = Machinery(settings)
     except InfrastructureError as error:
         core.send(CALLER, core.encode(("refused", str(error))))
         return
@@ -238,26 +171,21 @@ def main() -> None:
     decode = functools.lru_cache(maxsize=256)(core.decode)
     for number, program, payload in _requests():
         begin = time.monotonic()
+        answer: tuple[Any, ...]
         try:
             tests = decode(payload) if len(payload) < _CACHED_BYTES else core.decode(payload)
-            item = Item(zygote, program, tests, settings)
+            item = Item(machinery, program, tests, settings, hashlib.sha256(payload).digest())
             judge(item)
-            answer: tuple[Any, ...] = (
-                "verdict",
-                number,
-                item.statuses,
-                time.monotonic() - begin,
-                item.detail,
-            )
+            seconds = time.monotonic() - begin
+            answer = ("verdict", number, item.statuses, seconds, item.detail, item.mode)
+        except Unjudgeable as error:
+            answer = ("unjudgeable", number, str(error))
         except InfrastructureError as error:
-            zygote.close()
-            zygote = Zygote(settings)
-            zygote.wait_ready()
+            machinery.restart()
             answer = ("infrastructure", number, str(error))
         except (
             Exception
         ) as error:  # a mistake of the judge's own must be heard of, not end in a silent restart
             answer = ("infrastructure", number, f"judge: {type(error).__name__}: {error}")
         core.send(CALLER, core.encode(answer))
-    zygote.socket.close()
-    os.waitpid(zygote.pid, 0)
+    machinery.leave()

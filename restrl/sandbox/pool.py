@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from restrl.sandbox.judge import count_tests, verdict_seconds
 from restrl.sandbox.native import CORE_FILE, core
 from restrl.sandbox.settings import Limits
 
@@ -54,10 +53,6 @@ class Task:
     ) -> None:
         self.program, self.tests, self.seconds, self.done = program, tests, seconds, done
         self.attempts = 0
-
-
-def task_seconds(timeout: float, tests: dict[str, Any]) -> float:
-    return verdict_seconds(timeout, count_tests(tests)) + timeout  # `Item.spare`
 
 
 class JudgeProcess:
@@ -203,15 +198,18 @@ class Pool:
         elif kind == "refused":
             self._fail(str(rest[0]))
         elif kind == "verdict":
-            number, statuses, seconds, detail = rest
+            number, statuses, seconds, detail, mode = rest
             task = judge.tasks.pop(number)
             judge.restart_clock()
-            task.done({"tests": statuses, "seconds": seconds, "detail": detail})
+            task.done({"tests": statuses, "seconds": seconds, "detail": detail, "mode": mode})
         else:
             number, reason = rest
             task = judge.tasks.pop(number)
             judge.restart_clock()
-            self._again(task, str(reason))
+            if kind == "unjudgeable":
+                task.done({"tests": None, "seconds": 0.0, "detail": str(reason), "infrastructure": True})
+            else:
+                self._again(task, str(reason))
 
     def _overdue(self, judge: JudgeProcess) -> None:
         """A judge that is past its time: its test code, or what it decodes, takes too long."""

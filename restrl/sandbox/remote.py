@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import os
 import select
@@ -12,9 +11,9 @@ import struct
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from restrl.sandbox import plain
+from restrl.sandbox.link import Link, Stopped
 from restrl.sandbox.native import CORE_FILE, core
 
 CALLER = 0  # descriptor of the socket to the process that asked; its hang-up ends the judge
@@ -26,16 +25,8 @@ class InfrastructureError(Exception):
     """The machinery, not the candidate, failed: the item is to be judged again."""
 
 
-class Stopped(BaseException):
-    """The candidate can answer no more; `status` says why. Not an Exception: tests must not swallow it."""
-
-    def __init__(self, status: str, detail: str, code: int | None = None) -> None:
-        super().__init__(detail)
-        self.status, self.code = status, code
-
-
-class Refused(Stopped):
-    """The program did not load: no test of it can run."""
+class Unjudgeable(Exception):
+    """The tests of the problem cannot be run here, whatever the program: judging again would not help."""
 
 
 def orphaned() -> None:
@@ -45,11 +36,11 @@ def orphaned() -> None:
 class Zygote:
     """The process that forks candidates; started once per judge with an empty environment."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], tests: bool = False) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         here = Path(__file__).resolve().parent
         program = [sys.executable, "-I", "-S", "-X", "utf8", str(here / "zygote.py"), str(here.parents[1])]
-        arguments = [*program, CORE_FILE, core.encode(settings).hex()]
+        arguments = [*program, CORE_FILE, core.encode({**settings, "tests": tests}).hex()]
         # Above 3, so that the copy to 3 is a real one and is inherited.
         high = socket.socket(fileno=os.dup(theirs.fileno())) if theirs.fileno() == 3 else theirs
         actions = [
@@ -99,43 +90,16 @@ class Zygote:
         code, _, cpu = _ENDED.unpack(data[1:])
         return code, cpu
 
+    def leave(self) -> None:
+        """Hang up and wait until it has ended by itself."""
+        self.socket.close()
+        os.waitpid(self.pid, 0)
+
     def close(self) -> None:
         self.socket.close()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
-
-
-class Handle:
-    """An object that stayed in the candidate: it can be called and passed back, never compared."""
-
-    def __init__(self, candidate: Candidate, number: int, is_callable: bool, kind: str) -> None:
-        self._candidate, self._number, self._callable, self._kind = candidate, number, is_callable, kind
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._callable:
-            raise plain.Unserialisable(f"a {self._kind} was called")
-        return self._candidate.call(self._number, args, kwargs)
-
-    def _refuse(self, *_: Any) -> Any:
-        raise plain.Unserialisable(f"the result is a {self._kind}, which is no plain data")
-
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __hash__ = _refuse
-    __bool__ = __len__ = __iter__ = __getitem__ = __contains__ = __str__ = __repr__ = __format__ = _refuse
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __int__ = __float__ = __abs__ = _refuse
-
-    def __getattr__(self, name: str) -> Any:
-        raise plain.Unserialisable(f"attribute {name} of a {self._kind}, which is no plain data")
-
-
-class Name:
-    """A name of the candidate's program: call it, or pass it as an argument."""
-
-    def __init__(self, candidate: Candidate, name: str) -> None:
-        self._candidate, self._name = candidate, name
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._candidate.call(self._name, args, kwargs)
 
 
 # A program that writes files says one of these somewhere; the others are spared the mount of a scratch place.
@@ -157,23 +121,27 @@ def wants_scratch(program: str) -> bool:
     return any(word in program for word in _FILE_WORDS)
 
 
-class Candidate:
+class Candidate(Link):
     """One forked candidate. `arm` sets the deadline of every test.
 
     Time in which the candidate could run but the machine gave it no core does not count, up to `spare`
     seconds: a busy machine must not change verdicts.
     """
 
-    def __init__(self, zygote: Zygote, job: tuple[Any, ...], fds: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, zygote: Zygote, job: tuple[Any, ...], fds: tuple[int, ...] = (), scratch: bool | None = None
+    ) -> None:
+        super().__init__()
         self.zygote, self.deadline = zygote, time.monotonic() + _START_SECONDS
-        self.raised: list[BaseException] = []  # what calls raised: the candidate's errors, not the tests'
+        self.beside: Candidate | None = None  # that it waits for: what that one waits for a core counts too
         self.cpu_us = 0
         self.spare = 0.0
         self._waited = 0.0
         ours, theirs = socket.socketpair()
         self.channel = ours
         try:
-            self.pidfd = zygote.fork([theirs.fileno(), *fds], wants_scratch(job[1]))
+            writes = wants_scratch(job[1]) if scratch is None else scratch
+            self.pidfd = zygote.fork([theirs.fileno(), *fds], writes)
         finally:
             theirs.close()
         self.alive = True
@@ -182,35 +150,17 @@ class Candidate:
             self.end()
             reason = ready.decode(errors="replace") if isinstance(ready, bytes) else ready
             raise InfrastructureError(f"a candidate could not be confined: {reason}")
-        if not self._send(job):
+        if not self.send(job):
             self.end()
             raise InfrastructureError("a candidate did not take its program")
 
-    def _send(self, message: tuple[Any, ...]) -> bool:
-        """False if it hung up or the deadline is over."""
-        try:
-            data = core.encode(message, self._export)
-        except (core.Unserialisable, RecursionError) as error:
-            raise plain.Unserialisable(f"argument: {error}") from error
-        return core.send(self.channel.fileno(), data, max(self.deadline - time.monotonic(), 0.01))
+    def write(self, data: bytes) -> bool:
+        return bool(core.send(self.channel.fileno(), data, max(self.deadline - time.monotonic(), 0.01)))
 
-    def _export(self, value: Any) -> tuple[str, Any]:
-        if isinstance(value, Name) and value._candidate is self:
-            return "ref", value._name
-        if isinstance(value, Handle) and value._candidate is self:
-            return "handle", value._number
-        pair = plain.export(value)
-        if pair is None:
-            raise plain.Unserialisable(f"an argument of type {type(value).__name__}")
-        return pair
+    def cut(self) -> None:
+        self.end()
 
-    def _restore(self, tag: Any, payload: Any) -> Any:
-        if tag == "handle":
-            number, is_callable, kind = payload
-            return Handle(self, int(number), bool(is_callable), str(kind))
-        return plain.restore(tag, payload)
-
-    def _stopped(self) -> None:
+    def stopped(self) -> NoReturn:
         """Raise for a candidate whose channel is closed: the reason is how it ended."""
         ended = self.zygote.ended(max(self.deadline - time.monotonic(), 0.0)) if self.alive else (0, 0)
         if ended is None:
@@ -233,11 +183,12 @@ class Candidate:
 
     def _queued(self) -> float:
         """Seconds its first thread has waited for a core so far; 0 where the kernel does not say."""
+        more = self.beside._queued() if self.beside is not None else 0.0
         try:
             pid = Path(f"/proc/self/fdinfo/{self.pidfd}").read_text().split("Pid:")[1].split()[0]
-            return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+            return more + int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
         except (OSError, IndexError):
-            return 0.0
+            return more
 
     def _extend(self) -> bool:
         """At the deadline: give back the time for which it had no core. False if there is none."""
@@ -250,45 +201,22 @@ class Candidate:
         self.deadline = time.monotonic() + more
         return True
 
-    def answer(self) -> Any:
-        """The next answer: a value, or the exception it describes is raised."""
+    def read(self) -> bytes:
         while True:
             left = max(self.deadline - time.monotonic(), 0.0)
             data = core.receive(self.channel.fileno(), left, self.zygote.max_bytes + 64, CALLER)
             if data != "timeout" or not self._extend():
                 break
-        if not isinstance(data, bytes):
-            if data == "orphaned":
-                orphaned()
-            if data == "closed":
-                self._stopped()
-            self.end()
-            raise (
-                Stopped("timeout", "time limit")
-                if data in ("timeout", "cut")
-                else Stopped("output_limit", "answer too long")
-            )
-        try:
-            message = core.decode(data, self._restore)
-            kind, *rest = message
-            if kind == "value":
-                (value,) = rest
-                return value
-            status, base, text = map(str, rest)
-        except (core.Unserialisable, ValueError, TypeError, plain.Unserialisable) as error:
-            self.end()
-            raise plain.Unserialisable(f"malformed answer: {error}") from None
-        if status not in ("error", "memory", "output_limit", "unserialisable"):
-            status = "error"
-        if kind == "load":
-            self.end()
-            raise Refused(status, text)
-        if status == "unserialisable":
-            raise plain.Unserialisable(text)
-        if status != "error":
-            raise Stopped(status, text)
-        self.raised.append(_exception(base, text))
-        raise self.raised[-1]
+        if isinstance(data, bytes):
+            return data
+        if data == "orphaned":
+            orphaned()
+        if data == "closed":
+            self.stopped()
+        self.end()
+        if data in ("timeout", "cut"):
+            raise Stopped("timeout", "time limit")
+        raise Stopped("output_limit", "answer too long")
 
     def finished(self) -> None:
         """Wait for the end of a script; raises what it died of."""
@@ -297,10 +225,6 @@ class Candidate:
         except Stopped as stop:
             if stop.code != 0:
                 raise
-
-    def call(self, target: str | int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._send((target, args, kwargs))  # one that hung up before may have said why: that is its answer
-        return self.answer()
 
     def end(self) -> None:
         """Kill it if it lives, and wait until it is reaped."""
@@ -340,15 +264,3 @@ class Candidate:
             if size > limit:
                 raise Stopped("output_limit", f"more than {limit} bytes of output")
             parts.append(part)
-
-
-def _exception(base: str, text: str) -> Exception:
-    if base in ("StopIteration", "StopAsyncIteration"):  # would end a test's own `all(map(f, ...))` early
-        return RuntimeError(f"the program raised {base}: {text}")
-    kind = vars(builtins).get(base)
-    if isinstance(kind, type) and issubclass(kind, Exception):
-        try:
-            return kind(text)
-        except TypeError:
-            pass  # its arguments are structured; the text is what matters here
-    return Exception(text)

@@ -14,10 +14,10 @@ from typing import Any
 from restrl.errors import RestrlError
 from restrl.records import Calls, Problem
 from restrl.sandbox.cache import VerdictCache
+from restrl.sandbox.item import count_tests, task_seconds
 from restrl.sandbox.jobs import judge_tests
-from restrl.sandbox.judge import count_tests
 from restrl.sandbox.native import core
-from restrl.sandbox.pool import Pool, Task, task_seconds
+from restrl.sandbox.pool import Pool, Task
 from restrl.sandbox.settings import TIERS, UNSAFE, VERSION, Limits, sandbox_settings
 
 _KNOWN_PROBLEMS = 4096
@@ -34,6 +34,8 @@ class Verdict:
     seconds    wall time in the judge
     isolation  tier it ran under: tier1+tier2, tier2, tier1 or none
     detail     one line on the first failure
+    mode       how the tests were run: function, stdio, harness or split (apart from the program), guarded
+               (unittest, beside it), split+guarded; "" where nothing came back
     """
 
     status: str
@@ -43,6 +45,7 @@ class Verdict:
     seconds: float
     isolation: str
     detail: str = ""
+    mode: str = ""
 
 
 class Verifier:
@@ -185,7 +188,8 @@ class Verifier:
         tests = tuple(answer["tests"] if answer["tests"] is not None else ["timeout"] * count)
         status = next((s for s in tests if s != "passed"), "passed")
         reward = tests.count("passed") / len(tests)
-        return Verdict(status, status == "passed", reward, tests, seconds, self.isolation, detail)
+        mode = str(answer.get("mode", ""))
+        return Verdict(status, status == "passed", reward, tests, seconds, self.isolation, detail, mode)
 
 
 _PENDING = Verdict("infrastructure_error", False, None, (), 0.0, "", "pending")

@@ -233,6 +233,14 @@ def main() -> None:
     core = _load("restrl._core", core_file).sandbox
     plain = _load("restrl.sandbox.plain", os.path.join(os.path.dirname(__file__), "plain.py"))
     settings = core.decode(bytes.fromhex(settings_text))
+    holder: Any = None
+    if settings["tests"]:
+        import restrl
+
+        vars(restrl)["_core"] = sys.modules["restrl._core"]
+        from restrl.sandbox import beside
+
+        holder = beside
     sys.path.remove(root)
     sys.argv = [""]
     sys.orig_argv = ["python"]
@@ -244,6 +252,7 @@ def main() -> None:
     settings["memory_bytes"] += core.own_address_space()
     for name in [name for name in sys.modules if name.partition(".")[0] == "restrl"]:
         del sys.modules[name]
+    guard = holder.Guard() if holder is not None else None
     gc.collect()
     gc.freeze()
     channel = core.serve(3, settings)
@@ -251,6 +260,12 @@ def main() -> None:
     core.send(channel, b"R")
     candidate = Candidate(core, plain, channel, settings)
     mode, *rest = candidate._receive()
+    if holder is not None:
+        if mode == "guarded":
+            holder.guarded(guard, rest[0], candidate._receive)
+        else:
+            {"split": holder.split, "context": holder.context}[mode](settings, rest[0])
+        os._exit(0)
     if mode == "serve":
         candidate.serve(*rest)
     elif mode == "batch":

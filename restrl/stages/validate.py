@@ -32,9 +32,8 @@ def validate_file(
     for (problem, _), verdict in zip(items, verdicts, strict=True):
         if not verdict.passed:
             bad = sum(t != "passed" for t in verdict.tests)
-            print(
-                f"{problem.task_id}: {verdict.status}, {bad} of {len(verdict.tests)} tests: {verdict.detail}"
-            )
+            tests = f", {bad} of {len(verdict.tests)} tests" if verdict.tests else ""
+            print(f"{problem.task_id}: {verdict.status}{tests}: {verdict.detail}")
     for problem in problems:
         if problem.reference is None:
             print(f"{problem.task_id}: no reference solution")

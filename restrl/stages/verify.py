@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 
 from restrl.errors import RestrlError
@@ -29,17 +30,19 @@ def verify_file(
     allow_unsafe: bool = False,
     ks: Sequence[int] | None = None,
     quiet: bool = False,
+    since: date | None = None,
+    until: date | None = None,
 ) -> dict[str, float]:
     """Verify samples in EvalPlus' form ({"task_id", "solution" | "completion"}) and write one row for each.
 
     A row of `out`, in the order of `samples`: {"task_id", "sample" (its number within the task), "status",
-    "passed", "reward" (null for infrastructure_error), "tests", "seconds", "isolation"}. The file appears
+    "passed", "reward" (null for infrastructure_error), "tests", "seconds", "isolation", "mode"}. It appears
     whole or not at all. Returns and prints {"pass@k"}: for `ks`, or for those of 1, 10, 100 that every
-    problem has samples for.
+    problem has samples for. `since` and `until` choose problems by the date of their contest.
 
     Raises RestrlError for unknown ids (file and line), unreadable files, or a k above a problem's samples.
     """
-    known = {p.task_id: p for p in load_problems(problems, format)}
+    known = {p.task_id: p for p in load_problems(problems, format, since=since, until=until)}
     items = [_item(row, known, Path(problems)) for row in read_fields(Path(samples))]
     numbers: collections.Counter[str] = collections.Counter()
     rows: list[Row] = []
@@ -98,6 +101,7 @@ def _row(task_id: str, sample: int, verdict: Verdict) -> Row:
         "tests": list(verdict.tests),
         "seconds": round(verdict.seconds, 6),
         "isolation": verdict.isolation,
+        "mode": verdict.mode,
     }
 
 

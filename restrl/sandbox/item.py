@@ -1,0 +1,174 @@
+"""One program and its tests while they are judged, and the processes that serve it."""
+
+from __future__ import annotations
+
+import collections
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+from restrl.sandbox import plain
+from restrl.sandbox.link import Refused, Stopped
+from restrl.sandbox.native import core
+from restrl.sandbox.remote import Candidate, InfrastructureError, Unjudgeable, Zygote
+
+MAX_RESTARTS = 1  # candidates that may hang or crash before the remaining tests share their fate
+_DETAIL = 300
+_KEPT_BYTES = 256 << 20  # of what is known of problems
+# Runs that come before a problem's first verdict: of its gold solution, contract, reference and control.
+_RUNS = {"inputs": 3, "unittest": 6, "context": 2}
+_SLOWER = 2.0  # a program may take so much longer than what had to be run before it
+_MODES = {"stdio": "stdio", "context": "harness", "unittest": "split"}
+
+
+def count_tests(tests: dict[str, Any]) -> int:
+    if tests["kind"] == "check":
+        return 1
+    return len(tests.get("asserts", tests.get("methods", tests.get("inputs", ()))))
+
+
+def verdict_seconds(timeout: float, tests: int) -> float:
+    """The cap on one verdict (s): a few tests may use their full limit, many share a quarter of theirs."""
+    return timeout * max(min(tests, 3), tests / 4)
+
+
+def task_seconds(timeout: float, tests: dict[str, Any]) -> float:
+    """The cap on one verdict and on what has to be found out about its problem before (s)."""
+    count = count_tests(tests)
+    if tests["kind"] in _RUNS:
+        return _RUNS[tests["kind"]] * timeout * (count + 2)
+    return verdict_seconds(timeout, count) + timeout  # `Item.spare`
+
+
+class Machinery:
+    """The zygotes of a judge, and what it knows of the problems it has met."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+        self.zygote = Zygote(settings)
+        resource.setrlimit(resource.RLIMIT_AS, (settings["judge_bytes"],) * 2)
+        self.zygote.wait_ready()
+        self._tests: Zygote | None = None
+        self._known: collections.OrderedDict[bytes, bytes] = collections.OrderedDict()
+
+    @property
+    def tests(self) -> Zygote:
+        """The zygote of the processes that hold test code."""
+        if self._tests is None:
+            self._tests = Zygote(self.settings, tests=True)
+            self._tests.wait_ready()
+        return self._tests
+
+    def once(self, key: bytes, make: Callable[[], Any]) -> Any:
+        """What `make` returned for this problem; it is plain data."""
+        if key not in self._known:
+            self._known[key] = core.encode(make(), plain.export)
+            while len(self._known) > 1 and sum(map(len, self._known.values())) > _KEPT_BYTES:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
+        return core.decode(self._known[key], plain.restore)
+
+    def restart(self) -> None:
+        """After a failure of the machinery: zygotes that are whole."""
+        self.zygote.close()
+        self.zygote = Zygote(self.settings)
+        self.zygote.wait_ready()
+        if self._tests is not None:
+            self._tests.close()
+            self._tests = None
+
+    def leave(self) -> None:
+        """The caller is gone: let the zygotes end."""
+        for zygote in filter(None, (self.zygote, self._tests)):
+            zygote.leave()
+
+
+def _timed(make: Callable[[], Any]) -> tuple[Any, float]:
+    begin = time.monotonic()
+    return make(), time.monotonic() - begin
+
+
+class Item:
+    """One program and its tests while they are judged."""
+
+    def __init__(
+        self, machinery: Machinery, program: str, tests: dict[str, Any], limits: dict[str, Any], key: bytes
+    ) -> None:
+        self.machinery, self.zygote = machinery, machinery.zygote
+        self.program, self.tests, self.limits, self.key = program, tests, limits, key
+        self.timeout = float(limits["timeout"])
+        self.statuses: list[str] = []
+        self.detail = ""
+        self.mode = _MODES.get(tests["kind"], "function")
+        self.candidate: Candidate | None = None
+        self.spare = self.timeout  # what waiting for a core may add to the whole verdict (s)
+        self.begin()
+
+    def begin(self, seconds: float = 0.0) -> None:
+        """The verdict's time begins; it is at least `seconds` long."""
+        cap = verdict_seconds(self.timeout, count_tests(self.tests))
+        self.end_of_all = time.monotonic() + max(cap, seconds)
+        self.stops = 0
+
+    def begin_reference(self) -> None:
+        """The time of the reference solution begins: every test may use its whole limit."""
+        self.begin(self.timeout * count_tests(self.tests))
+
+    def once(self, make: Callable[[], Any]) -> Any:
+        """What is known of the problem, found out at its first verdict."""
+        value, seconds = self.machinery.once(self.key, lambda: _timed(make))
+        self.begin(_SLOWER * seconds)
+        return value
+
+    def start(self, job: tuple[Any, ...]) -> Candidate:
+        self.finish()
+        self.candidate = Candidate(self.zygote, job)
+        return self.candidate
+
+    def finish(self) -> None:
+        if self.candidate is not None:
+            self.candidate.end()
+            self.candidate = None
+
+    def arm(self, candidate: Candidate) -> None:
+        candidate.arm(min(time.monotonic() + self.timeout, self.end_of_all), self.spare)
+
+    def note(self, status: str, detail: str) -> None:
+        self.statuses.append(status)
+        if status != "passed" and not self.detail:
+            self.detail = detail[:_DETAIL]
+
+    def give_up(self, status: str) -> None:
+        self.statuses += [status] * (count_tests(self.tests) - len(self.statuses))
+
+    def one(self, test: Callable[[], bool]) -> str:
+        """Run one test and note its status; after `Stopped` the candidate is gone."""
+        candidate = self.candidate
+        assert candidate is not None
+        self.arm(candidate)
+        try:
+            passed = test()
+            status, detail = ("passed", "") if passed else ("failed", "wrong answer")
+        except Refused as stop:
+            self.stops = MAX_RESTARTS
+            status, detail = stop.status, str(stop)
+        except Stopped as stop:
+            status, detail = stop.status, str(stop)
+        except plain.Unserialisable as error:
+            status, detail = "unserialisable", str(error)
+        except (InfrastructureError, Unjudgeable):
+            raise
+        except BaseException as error:
+            theirs = any(error is e for e in candidate.raised)
+            kinds: dict[type, str] = {
+                MemoryError: "memory",
+                RecursionError: "unserialisable",
+            }  # the judge's own, comparing the result
+            status = "error" if theirs else kinds.get(type(error), "failed")
+            detail = str(error) if theirs else f"{type(error).__name__}: {error}"
+        self.spare = candidate.spare
+        self.note(status, detail)
+        # A script ends after every input; what counts there is only that it hung.
+        self.stops += status == "timeout" if self.tests["kind"] == "stdio" else not candidate.alive
+        return status

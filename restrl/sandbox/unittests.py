@@ -1,0 +1,225 @@
+"""The judge's side of tests that need a process of their own: `unittest` classes and DS-1000's functions.
+
+See beside.py for what runs there. Which way a method is run is settled once per problem, with the reference
+solution: apart from the program where the reference passes so, else beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from typing import Any
+
+from restrl.sandbox.item import MAX_RESTARTS, Item
+from restrl.sandbox.link import Refused, Stopped
+from restrl.sandbox.native import core
+from restrl.sandbox.remote import Candidate, Unjudgeable
+
+Outcome = tuple[str, str]
+_STATUSES = ("passed", "failed", "error", "timeout", "memory", "output_limit", "unserialisable")
+_LOAD_SECONDS = 20.0  # for test code that imports large packages
+_TAMPERED = "a wrong implementation passes beside this program: it changed the tests"
+
+# In a candidate: runs what DS-1000's tests give to `exec`, and hands out its variables one by one.
+_RUNNER = """\
+_names = {}
+def run(code, given):
+    global _names
+    _names = given
+    exec(code, given)
+    return [name for name in given if type(name) is str]
+def get(name):
+    return _names[name]
+"""
+
+
+def judge_unittest(item: Item) -> None:
+    methods = item.tests["methods"]
+    plan = item.once(lambda: _plan(item))
+    apart = [m for m in methods if m not in plan["guarded"]]
+    beside = [m for m in methods if m in plan["guarded"]]
+    item.mode = "+".join(["split"] * bool(apart) + ["guarded"] * bool(beside))
+    outcomes = _run(item, "split", item.program, apart, [])
+    outcomes |= _run(item, "guarded", item.program, beside, plan["controls"])
+    for method in methods:
+        item.note(*outcomes[method])
+
+
+def judge_context(item: Item) -> None:
+    methods = item.tests["methods"]
+    if item.tests["reference"]:
+        item.once(lambda: _check_context(item))
+    outcomes = _run(item, "context", item.program, methods, [])
+    for method in methods:
+        item.note(*outcomes[method])
+
+
+def _check_context(item: Item) -> bool:
+    item.begin_reference()
+    _must_pass(_run(item, "context", item.tests["reference"], item.tests["methods"], []))
+    return True
+
+
+def _must_pass(outcomes: dict[str, Outcome]) -> None:
+    for method, (status, detail) in outcomes.items():
+        if status != "passed":
+            raise Unjudgeable(f"the reference solution does not pass {method}: {status} {detail}".rstrip())
+
+
+def _plan(item: Item) -> dict[str, Any]:
+    """Which methods run beside the program, and which of these refuse a wrong implementation."""
+    tests = item.tests
+    methods = tests["methods"]
+    guarded = list(tests["in_process"])
+    if tests["reference"]:
+        for _ in range(2):  # what passes by luck alone is not to be relied on
+            apart = [m for m in methods if m not in guarded]
+            item.begin_reference()
+            outcomes = _run(item, "split", tests["reference"], apart, [])
+            guarded += [m for m in apart if outcomes[m][0] != "passed"]
+    controls: list[str] = []
+    if guarded:
+        program = tests["reference"] or "\n".join(tests["prefix"])
+        item.begin_reference()
+        outcomes = _run(item, "guarded", program, guarded, guarded, controls)
+        if tests["reference"]:
+            _must_pass(outcomes)
+    item.detail = ""
+    return {"guarded": guarded, "controls": controls}
+
+
+def _run(
+    item: Item,
+    mode: str,
+    program: str,
+    methods: list[str],
+    controls: list[str],
+    refused: list[str] | None = None,
+) -> dict[str, Outcome]:
+    """The outcome of every method. With `refused` the methods that the wrong implementation failed are added
+    to it; without it, it must fail those in `controls`.
+    """
+    outcomes: dict[str, Outcome] = {}
+    while len(outcomes) < len(methods):
+        left = methods[len(outcomes) :]
+        if item.stops > MAX_RESTARTS:
+            last = next(reversed(outcomes.values()))
+            outcomes |= dict.fromkeys(left, last)
+            break
+        group = _Group(item, mode, program)
+        try:
+            group.start(left, controls)
+            for method in left:
+                outcomes[method], failed = group.outcome()
+                if refused is not None and failed:
+                    refused.append(method)
+                elif refused is None and method in controls and not failed:
+                    outcomes[method] = ("failed", _TAMPERED)
+                if not group.alive:
+                    break
+        except Refused as stop:  # the program does not load: no test of it can run
+            outcomes |= dict.fromkeys(left, (stop.status, str(stop)))
+        except Stopped as stop:  # it hung or ended before the tests came
+            item.stops = MAX_RESTARTS + 1
+            outcomes[left[0]] = (stop.status, str(stop))
+        finally:
+            item.stops += not group.alive
+            group.end()
+    return outcomes
+
+
+class _Group:
+    """The processes of one run: the one with the tests, and the candidate where it is another one."""
+
+    def __init__(self, item: Item, mode: str, program: str) -> None:
+        self.item, self.mode, self.program = item, mode, program
+        self.candidate: Candidate | None = None
+        self.tests: Candidate | None = None
+        self.nonce = secrets.token_hex(16)
+        self.alive = True
+
+    def start(self, methods: list[str], controls: list[str]) -> None:
+        item, data = self.item, self.item.tests
+        job = {"code": data["code"], "methods": methods}
+        zygote = item.machinery.tests
+        if self.mode == "guarded":
+            self.tests = Candidate(zygote, ("guarded", self.program), scratch=True)
+            self._expect("loaded", item.timeout)
+            job |= {"entry_point": data["entry_point"], "controls": controls, "nonce": self.nonce}
+            self.tests.write(core.encode(job))
+        else:
+            source = _RUNNER if self.mode == "context" else self.program
+            writes = True if self.mode == "context" else None
+            self.candidate = Candidate(item.zygote, ("serve", source, "", ""), scratch=writes)
+            extra = ["program", "wanted"] if self.mode == "context" else ["prefix", "entry_point"]
+            job |= {key: {**data, "program": self.program}[key] for key in extra}
+            channel = os.dup(self.candidate.channel.fileno())
+            try:
+                self.tests = Candidate(zygote, (self.mode, job), (channel,), scratch=True)
+            finally:
+                os.close(channel)
+            self.tests.beside = self.candidate
+        self._expect("ready", _LOAD_SECONDS)
+
+    def _read(self) -> tuple[Any, ...]:
+        assert self.tests is not None
+        try:
+            message = core.decode(self.tests.read())
+        except Stopped:
+            self.alive = False
+            raise
+        except core.Unserialisable:
+            message = None
+        if not isinstance(message, tuple) or not all(isinstance(m, str | bool) for m in message):
+            self.alive = False
+            raise Stopped("crashed", "malformed outcome")
+        if message[:1] == ("refused",) and len(message) == 3:
+            raise Refused(message[1] if message[1] in _STATUSES[1:] else "error", message[2])
+        if message[:1] == ("broken",) and len(message) == 2 and self.mode != "guarded":
+            raise Unjudgeable(message[1])
+        return message
+
+    def _expect(self, word: str, seconds: float) -> None:
+        assert self.tests is not None
+        self.tests.arm(time.monotonic() + seconds, self.item.spare)
+        message = self._read()
+        if message != (word,):
+            self.alive = False
+            raise Stopped("failed", " ".join(map(str, message[1:2])) or "malformed outcome")
+
+    def outcome(self) -> tuple[Outcome, bool]:
+        """Of the next method, and whether the wrong implementation failed."""
+        assert self.tests is not None
+        self.item.arm(self.tests)
+        try:
+            message = self._read()
+        except Stopped as stop:
+            return (stop.status, str(stop)), True
+        finally:
+            self.item.spare = self.tests.spare
+        guarded = self.mode == "guarded"
+        whole = message[:1] == ("outcome",) and len(message) == (5 if guarded else 3)
+        if not whole or (guarded and message[4] != self.nonce):
+            self.alive = False
+            return ("crashed", "malformed outcome"), True
+        status, detail = str(message[1]), str(message[2])
+        failed = bool(message[3]) if guarded else True
+        if self.candidate is not None:
+            if status.startswith("refused "):
+                raise Refused(status.partition(" ")[2], detail)
+            if status == "closed":
+                self.alive = False
+                try:
+                    self.candidate.arm(time.monotonic() + 1.0, 0.0)
+                    self.candidate.stopped()
+                except Stopped as stop:
+                    return (stop.status, str(stop)), True
+            if status == "output_limit" and detail == "answer too long":
+                self.alive = False
+        return (status if status in _STATUSES else "failed", detail), failed
+
+    def end(self) -> None:
+        for process in (self.tests, self.candidate):
+            if process is not None:
+                process.end()
