@@ -291,13 +291,18 @@ def test_a_ratio_past_the_bound_counts_as_the_bound_and_has_no_gradient() -> Non
 
 
 def test_ties_share_the_gradient_as_autograd_does() -> None:
-    """Ratios and advantages at which both branches, or a bound and the ratio, are equal."""
-    ratios = torch.tensor([0.8, 1.0, 1.2, 1.5, 1.6], dtype=torch.float64)
+    """Ratios at a bound and a rounding error beside it, where both branches may be equal by rounding."""
+    at = torch.tensor([0.8, 1.0, 1.2, 1.5, 1.6], dtype=torch.float64).log()
+    log_ratios = (at[:, None] + 1.1e-16 * torch.arange(-4, 5)).reshape(1, -1)
+    halves = 0
     for delta in (None, 0.8, 1.0, 1.2, 1.6):
         spec = LossSpec(loss_type="luspo", epsilon=0.2, delta=delta)
-        for a in (-1.0, 0.0, 1.0, 1 / 3):
-            case = random_case(0, rows=1, width=5)._replace(log_probs=ratios.log()[None], sampler=None)
-            case = case._replace(old=torch.zeros(1, 5).double(), mask=torch.ones(1, 5).double())
+        for a in (-1.0, 0.0, 1.0, 1 / 3, 0.84, -0.84, 0.63, -0.63):
+            case = random_case(0, rows=1, width=45)._replace(log_probs=log_ratios, sampler=None)
+            case = case._replace(old=torch.zeros_like(log_ratios), mask=torch.ones_like(log_ratios))
             case = case._replace(advantages=torch.tensor([a]).double(), importance_ratio=None)
             _, by_l, _ = by_autograd(spec, case)
             close(closed_form(spec, case).d_log_prob, by_l, 1e-15, (delta, a))
+            share = by_l / (-log_ratios.exp() * a)
+            halves += int(((share - 0.5).abs() < 0.1).sum())
+    assert halves > 0
