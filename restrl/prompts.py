@@ -54,10 +54,10 @@ class PromptFormat:
     def header(self, problem: Problem) -> str:
         """The text before every state of the problem; "" for code that is continued as it stands."""
         if self._tokenizer is None:
-            return "" if problem.mode == "complete" else _docstring(_instruction(problem))
+            return "" if problem.mode == "complete" else _docstring(instruction(problem))
         key = (problem.task_id, problem.prompt)
         if key not in self._headers:
-            self._headers[key] = _opened_turn(self._tokenizer, _instruction(problem)) + FENCE
+            self._headers[key] = _opened_turn(self._tokenizer, instruction(problem)) + FENCE
         return self._headers[key]
 
     def stops(self, problem: Problem) -> tuple[str, ...]:
@@ -108,7 +108,7 @@ def value_text(problem: Problem, answer: str) -> tuple[str, int]:
     return f"{before}{answer}\n", len(before)
 
 
-def _instruction(problem: Problem) -> str:
+def instruction(problem: Problem) -> str:
     """The problem in words: its prompt, and what its tests expect where the prompt does not say so."""
     if problem.mode == "complete":
         code = problem.prompt.rstrip()

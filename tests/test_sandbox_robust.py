@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,10 +10,10 @@ import sys
 import textwrap
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
+from sandbox_processes import alive, descendants, held_bytes, judges, zygotes
 
 from restrl.errors import RestrlError
 from restrl.records import Calls, Check, Problem, Stdio, Tests
@@ -42,43 +43,6 @@ def test_a_program_that_does_not_load_is_an_error_however_fast_it_ends() -> None
     with Verifier(workers=2) as verifier:
         verdicts = verifier.verify([(what, f"def f(:  # {i}\n") for i in range(600)])
     assert {(v.status, v.detail[:11]) for v in verdicts} == {("error", "SyntaxError")}
-
-
-def descendants(pid: int) -> list[int]:
-    """Processes below `pid`, zombies too."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            children.setdefault(int(fields[1]), []).append(int(entry.name))
-    found, todo = [], [pid]
-    while todo:
-        below = children.get(todo.pop(), [])
-        found += below
-        todo += below
-    return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def judges() -> list[int]:
-    return [
-        p
-        for p in descendants(os.getpid())
-        if b"restrl.sandbox.judge" in Path(f"/proc/{p}/cmdline").read_bytes()
-    ]
-
-
-def zygotes() -> list[int]:
-    return [p for p in descendants(os.getpid()) if b"zygote.py" in Path(f"/proc/{p}/cmdline").read_bytes()]
 
 
 @pytest.mark.parametrize("victims", [judges, zygotes])
@@ -205,3 +169,113 @@ def test_each_tier_alone(tier: str) -> None:
 def test_unsafe_is_possible_only_when_asked_for() -> None:
     with Verifier(workers=1, isolation="none", allow_unsafe=True, cache=False) as v:
         assert one(v, INC, "def f(x): return x + 1").isolation == "none"
+
+
+# -- short versions of what benchmarks/bench_verifier.py --robust does for long
+
+
+def numbered(count: int, seconds: float = 0.0) -> list[tuple[Problem, str]]:
+    """Item n passes where a swapped program or verdict would not: its own problem asks for its own number."""
+    return [
+        (
+            calls((0, n), (1, n + 1)),
+            f"import time\ntime.sleep({seconds})\ndef f(x): return x + {n - n % 3 // 2}",
+        )
+        for n in range(count)
+    ]
+
+
+def expected(count: int) -> list[bool]:
+    return [n % 3 != 2 for n in range(count)]
+
+
+def test_no_verdict_is_lost_or_swapped_while_judges_and_zygotes_are_killed() -> None:
+    others = set(judges()) | set(zygotes())
+    with Verifier(workers=2, timeout=5, cache=False) as v:
+        stop = threading.Event()
+        killed = 0
+
+        def kill() -> None:
+            nonlocal killed
+            while not stop.wait(0.4):
+                for pid in sorted((set(judges()) | set(zygotes())) - others)[killed % 4 : killed % 4 + 1]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                    killed += 1
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        try:
+            verdicts = v.verify(numbered(60, 0.02))
+        finally:
+            stop.set()
+            thread.join()
+        assert killed >= 2
+        lost = [n for n, x in enumerate(verdicts) if x.status == "infrastructure_error"]
+        assert v.stats.infrastructure_errors == len(lost)  # hit three times in a row: said, not scored
+        assert all(verdicts[n].reward is None for n in lost)
+        assert len(lost) <= 3
+        assert [x.passed for n, x in enumerate(verdicts) if n not in lost] == [
+            p for n, p in enumerate(expected(60)) if n not in lost
+        ]
+        assert v.stats.retries + v.stats.judges_replaced >= 1
+
+
+def test_hostile_programs_between_ordinary_ones_change_nothing() -> None:
+    hostile = {
+        "fork bomb": "import os\ndef f(x):\n    while True: os.fork()",
+        "threads": "import threading, time\ndef f(x):\n    while True:\n"
+        "        threading.Thread(target=time.sleep, args=(99,)).start()",
+        "memory": "def f(x):\n    kept = []\n    while True: kept.append(bytearray(8 << 20))",
+        "disk": "import os\ndef f(x):\n    with open('/tmp/x', 'wb') as file:\n"
+        "        while True: file.write(bytes(1 << 20)); file.flush()",
+        "output": "def f(x): return 'x' * (1 << 30)",
+        "hang": "def f(x):\n    while True: pass",
+    }
+    statuses = {
+        "fork bomb": ("error",),
+        "threads": ("error", "memory", "timeout"),
+        "memory": ("memory",),
+        "disk": ("error",),
+        "output": ("output_limit", "memory"),
+        "hang": ("timeout",),
+    }
+    fresh = "import os\ndef f(x): return x + 1 + len(os.listdir('/tmp'))"  # nothing is left of the full disk
+    before = set(descendants(os.getpid()))
+    with Verifier(workers=2, timeout=0.5, memory_mb=128, cache=False) as v:
+        ours = set(descendants(os.getpid())) - before
+        items = [(calls((1, 2)), program) for bad in hostile.values() for program in (bad, fresh)]
+        verdicts = v.verify(items)
+        for name, verdict in zip(hostile, verdicts[::2], strict=True):
+            assert verdict.status in statuses[name], (name, verdict)
+            assert verdict.reward == 0
+        if "tier1" in v.isolation:  # without a mount namespace there is no /tmp
+            assert all(x.passed for x in verdicts[1::2])
+        assert v.stats.infrastructure_errors == v.stats.retries == 0
+        assert set(descendants(os.getpid())) - before == ours
+
+
+def test_hanging_programs_end_at_their_limit() -> None:
+    with Verifier(workers=4, timeout=0.5, cache=False) as v:
+        items = [(calls((1, 1)), f"import time\ndef f(x): time.sleep(99) # {n}") for n in range(24)]
+        begin = time.monotonic()
+        verdicts = v.verify(items)
+        assert {x.status for x in verdicts} == {"timeout"}
+        assert time.monotonic() - begin < 24 / 4 * 0.5 * 2 + 1  # at most one limit more, for want of a core
+        assert max(x.seconds for x in verdicts) < 2 * 0.5 + 1
+
+
+def test_memory_descriptors_and_processes_stay_flat() -> None:
+    with Verifier(workers=1, cache=False) as v:
+
+        def state() -> tuple[int, int, dict[int, int]]:
+            pids = [os.getpid(), *judges(), *zygotes()]
+            open_files = sum(len(os.listdir(f"/proc/{p}/fd")) for p in (os.getpid(), *judges()))
+            return open_files, len(pids), {p: held_bytes(p) for p in pids}
+
+        v.verify(numbered(100))
+        files, processes, held = state()
+        assert [x.passed for x in v.verify(numbered(300))] == expected(300)
+        files_after, processes_after, held_after = state()
+        assert (files_after, processes_after) == (files, processes)
+        assert all(held_after[p] < held[p] + (12 << 20) for p in held)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,19 +143,27 @@ class LocalPolicy:
         n: int,
         sampling: Sampling,
         token_scorer: TokenScorer | None = None,
+        on_group: Callable[[int, list[Completion]], None] | None = None,
     ) -> list[list[Completion]]:
         """`n` completions of each request, in order; see Policy. All requests share full batches.
 
-        With a token scorer completions carry their `scores` and `prefix_score`. New tokens are limited to
+        With a token scorer completions carry their `scores` and `prefix_score`. `on_group` is called with
+        the number of a request and its completions as soon as they are there. New tokens are limited to
         what the context leaves; RestrlError for a prompt that leaves no room, and for bad sampling values.
         """
         _check_sampling(sampling, n)
         lines = min(self.max_rows, n * len(requests))
         stream = self._stream(sampling, token_scorer, lines)
         asks = [Ask(prompt, n, sampling.stop) for prompt in requests]
-        found = dict(stream.advance(asks))
-        while stream.busy:
-            found.update(stream.advance([]))
+        numbers = {ask: number for number, ask in enumerate(asks)}
+        found: dict[Ask, list[Completion]] = {}
+        new = asks
+        while new or stream.busy:
+            for ask, group in stream.advance(new):
+                found[ask] = group
+                if on_group is not None:
+                    on_group(numbers[ask], group)
+            new = []
         return [found[ask] for ask in asks]
 
     def stream(self, sampling: Sampling, token_scorer: TokenScorer | None = None) -> LocalStream:

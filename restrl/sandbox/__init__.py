@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from restrl.sandbox.verifier import Verdict, Verifier
+    from restrl.sandbox.verifier import Pending, Stats, Verdict, Verifier
 
-__all__ = ["Verdict", "Verifier"]
+__all__ = ["Pending", "Stats", "Verdict", "Verifier"]
 
 
 def __getattr__(name: str) -> Any:

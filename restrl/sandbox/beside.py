@@ -139,6 +139,8 @@ def _run_method(names: dict[str, Any], method: str, link: Link | None) -> tuple[
         unittest.TestSuite([test]).run(result)
     except BaseException as error:
         return _judged(error, link), None
+    if link is not None and link.stop is not None:  # tests with a bare `except` do not notice
+        return _judged(link.stop, link), test
     return result.outcome(), test
 
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import warnings
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from restrl.errors import RestrlError
+from restrl.sandbox.verdict import Verdict
+
+MOST = 1 << 18  # verdicts kept in memory; past that the oldest go
 
 
 class VerdictCache:
-    """Verdict fields by digest: in memory and, with a path, in a JSONL file, one line per verdict."""
+    """Verdicts by digest: in memory and, with a path, in a JSONL file, one line per verdict.
+
+    A file that can no longer be written (a full disk) ends the writing with a warning, not the verifying.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
-        self._rows: dict[str, dict[str, Any]] = {}
+        self._known: dict[str, Verdict] = {}
         self._file: TextIO | None = None
         self.hits = 0
         if path is not None:
@@ -27,7 +36,8 @@ class VerdictCache:
             for number, line in enumerate(whole.splitlines(), 1):
                 try:
                     row = json.loads(line)
-                    self._rows[row.pop("key")] = row
+                    key = row.pop("key")
+                    self._keep(key, Verdict(**{**row, "tests": tuple(row["tests"])}))
                 except (ValueError, KeyError, AttributeError, TypeError):
                     raise RestrlError(
                         f"{path}, line {number}: no verdict; remove the file to start afresh"
@@ -39,21 +49,31 @@ class VerdictCache:
         except OSError as error:
             raise RestrlError(f"verdict cache {path}: {error.strerror}") from None
 
-    def get(self, key: str) -> dict[str, Any] | None:
-        row = self._rows.get(key)
-        self.hits += row is not None
-        return row
+    def get(self, key: str) -> Verdict | None:
+        verdict = self._known.get(key)
+        self.hits += verdict is not None
+        return verdict
 
-    def put(self, key: str, row: dict[str, Any]) -> None:
-        self._rows[key] = row
+    def put(self, key: str, verdict: Verdict) -> None:
+        self._keep(key, verdict)
         if self._file is not None:
             try:
-                self._file.write(json.dumps({"key": key, **row}) + "\n")
+                self._file.write(json.dumps({"key": key, **asdict(verdict)}) + "\n")
                 self._file.flush()
             except OSError as error:
-                raise RestrlError(f"verdict cache {self._file.name}: {error.strerror}") from None
+                warnings.warn(
+                    f"verdict cache {self._file.name}: {error.strerror}; verdicts are kept in memory only",
+                    stacklevel=2,
+                )
+                self.close()
+
+    def _keep(self, key: str, verdict: Verdict) -> None:
+        self._known[key] = verdict
+        if len(self._known) > MOST:
+            del self._known[next(iter(self._known))]
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):  # what could not be written has been told already
+                file.close()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import math
+from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -58,12 +61,18 @@ def same_output(got: str, expected: str, tolerant: bool) -> bool:
     White space at the ends of lines and empty lines do not count. `tolerant` (APPS) lets fractions differ by
     1e-5 relative; without it (LiveCodeBench) numbers are equal as decimals.
     """
-    have = [line.split() for line in got.split("\n") if line.strip()]
-    want = [line.split() for line in expected.split("\n") if line.strip()]
-    return len(have) == len(want) and all(
-        len(h) == len(w) and all(_same_token(a, b, tolerant) for a, b in zip(h, w, strict=True))
-        for h, w in zip(have, want, strict=True)
+    return all(
+        h is not None
+        and w is not None
+        and len(h) == len(w)
+        and all(_same_token(a, b, tolerant) for a, b in zip(h, w, strict=True))
+        for h, w in itertools.zip_longest(_lines(got), _lines(expected))
     )
+
+
+def _lines(text: str) -> Iterator[list[str]]:
+    """The words of every line that has any, one line at a time: output may be millions of lines."""
+    return filter(None, map(str.split, io.StringIO(text, newline="\n")))
 
 
 # -- EvalPlus

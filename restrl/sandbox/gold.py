@@ -8,7 +8,7 @@ from typing import Any
 
 from restrl.sandbox import plain
 from restrl.sandbox.compare import same_result
-from restrl.sandbox.item import MAX_RESTARTS, Item
+from restrl.sandbox.item import Item
 from restrl.sandbox.link import Handle, Stopped
 from restrl.sandbox.remote import Candidate, Unjudgeable
 
@@ -25,7 +25,7 @@ def judge_inputs(item: Item) -> None:
             item.one(functools.partial(_same, candidate, want, arguments, tests))
             if not candidate.alive:
                 break
-        if not candidate.alive and item.stops > MAX_RESTARTS:
+        if not candidate.alive and item.spent:
             item.give_up(item.statuses[-1])
 
 

@@ -13,12 +13,13 @@ from restrl.sandbox.link import Refused, Stopped
 from restrl.sandbox.native import core
 from restrl.sandbox.remote import Candidate, InfrastructureError, Unjudgeable, Zygote
 
-MAX_RESTARTS = 1  # candidates that may hang or crash before the remaining tests share their fate
+LOST = 3.0  # time limits that tests which hang or crash may use up before the rest share their fate
+LEAST = 16  # part of its time limit that a test has at least, however many hung before it
 _DETAIL = 300
 _KEPT_BYTES = 256 << 20  # of what is known of problems
 # Runs that come before a problem's first verdict: of its gold solution, contract, reference and control.
 _RUNS = {"inputs": 3, "unittest": 6, "context": 2}
-_SLOWER = 2.0  # a program may take so much longer than what had to be run before it
+SLOWER = 2.0  # a program may take so much longer than what had to be run before it
 _MODES = {"stdio": "stdio", "context": "harness", "unittest": "split"}
 
 
@@ -84,9 +85,26 @@ class Machinery:
             zygote.leave()
 
 
+class Enough(BaseException):
+    """Early exit: a test did not pass, and no more is asked."""
+
+
 def _timed(make: Callable[[], Any]) -> tuple[Any, float]:
     begin = time.monotonic()
     return make(), time.monotonic() - begin
+
+
+def message(error: BaseException) -> str:
+    """Its text. What it was made with may refuse to become text: huge numbers, handles."""
+    try:
+        return str(error)
+    except BaseException:
+        return "(a message that cannot be shown)"
+
+
+def printable(text: str) -> str:
+    """On one line; a program's words go to terminals and log files."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
 class Item:
@@ -102,14 +120,27 @@ class Item:
         self.detail = ""
         self.mode = _MODES.get(tests["kind"], "function")
         self.candidate: Candidate | None = None
+        self.stops = 0  # tests that hung or ended their candidate
+        self.lost = 0.0  # the time they took (s); infinite where the program does not load
+        self.capped = False  # a test ended at the verdict's cap, not at its own limit
         self.spare = self.timeout  # what waiting for a core may add to the whole verdict (s)
         self.begin()
 
     def begin(self, seconds: float = 0.0) -> None:
         """The verdict's time begins; it is at least `seconds` long."""
-        cap = verdict_seconds(self.timeout, count_tests(self.tests))
-        self.end_of_all = time.monotonic() + max(cap, seconds)
-        self.stops = 0
+        self.seconds = max(verdict_seconds(self.timeout, count_tests(self.tests)), seconds)
+        self.end_of_all = time.monotonic() + self.seconds
+        self.stops, self.lost, self.capped = 0, 0.0, False
+
+    @property
+    def spent(self) -> bool:
+        """Whether the tests that are left share the last one's fate."""
+        return self.lost > LOST * self.timeout - 0.01 or time.monotonic() >= self.end_of_all
+
+    def lose(self, seconds: float) -> None:
+        """A test hung or ended its candidate after `seconds`."""
+        self.stops += 1
+        self.lost += seconds
 
     def begin_reference(self) -> None:
         """The time of the reference solution begins: every test may use its whole limit."""
@@ -118,7 +149,7 @@ class Item:
     def once(self, make: Callable[[], Any]) -> Any:
         """What is known of the problem, found out at its first verdict."""
         value, seconds = self.machinery.once(self.key, lambda: _timed(make))
-        self.begin(_SLOWER * seconds)
+        self.begin(SLOWER * seconds)
         return value
 
     def start(self, job: tuple[Any, ...]) -> Candidate:
@@ -132,12 +163,19 @@ class Item:
             self.candidate = None
 
     def arm(self, candidate: Candidate) -> None:
-        candidate.arm(min(time.monotonic() + self.timeout, self.end_of_all), self.spare)
+        """A test begins. From the third on that hangs, each has half of the time that the last one had."""
+        limit = self.timeout / min(2 ** max(self.stops - 1, 0), LEAST)
+        candidate.arm(min(time.monotonic() + limit, self.end_of_all), self.spare)
 
     def note(self, status: str, detail: str) -> None:
         self.statuses.append(status)
-        if status != "passed" and not self.detail:
-            self.detail = detail[:_DETAIL]
+        if status == "passed":
+            return
+        self.capped |= status == "timeout" and time.monotonic() >= self.end_of_all
+        if not self.detail:
+            self.detail = printable(detail[:_DETAIL])
+        if self.limits.get("early_exit"):
+            raise Enough
 
     def give_up(self, status: str) -> None:
         self.statuses += [status] * (count_tests(self.tests) - len(self.statuses))
@@ -146,12 +184,15 @@ class Item:
         """Run one test and note its status; after `Stopped` the candidate is gone."""
         candidate = self.candidate
         assert candidate is not None
+        begin = time.monotonic()
         self.arm(candidate)
         try:
             passed = test()
+            if candidate.stop is not None and self.tests["kind"] != "stdio":
+                raise candidate.stop  # tests with a bare `except` do not notice
             status, detail = ("passed", "") if passed else ("failed", "wrong answer")
         except Refused as stop:
-            self.stops = MAX_RESTARTS
+            self.lost = float("inf")
             status, detail = stop.status, str(stop)
         except Stopped as stop:
             status, detail = stop.status, str(stop)
@@ -166,9 +207,10 @@ class Item:
                 RecursionError: "unserialisable",
             }  # the judge's own, comparing the result
             status = "error" if theirs else kinds.get(type(error), "failed")
-            detail = str(error) if theirs else f"{type(error).__name__}: {error}"
+            detail = message(error) if theirs else f"{type(error).__name__}: {message(error)}"
         self.spare = candidate.spare
-        self.note(status, detail)
         # A script ends after every input; what counts there is only that it hung.
-        self.stops += status == "timeout" if self.tests["kind"] == "stdio" else not candidate.alive
+        if status == "timeout" if self.tests["kind"] == "stdio" else not candidate.alive:
+            self.lose(time.monotonic() - begin)
+        self.note(status, detail)
         return status

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 from restrl.sandbox import plain
 from restrl.sandbox.native import core
 
+MAX_OBJECTS = 1 << 20  # weighed by what each takes (csrc/bindings/codec.h): a judge's memory is bounded by it
+
 
 class Stopped(BaseException):
     """The candidate can answer no more; `status` says why. Not an Exception: tests must not swallow it."""
@@ -30,6 +32,7 @@ class Link:
 
     def __init__(self) -> None:
         self.raised: list[BaseException] = []  # what calls raised: the program's errors, not the tests'
+        self.stop: Stopped | None = None  # why it answers no more, whatever the tests made of that
 
     # -- how messages get there and back
 
@@ -60,15 +63,22 @@ class Link:
 
     def answer(self) -> Any:
         """The next answer: a value, or the exception it describes is raised."""
-        data = self.read()
         try:
-            message = core.decode(data, self._restore)
+            data = self.read()
+        except Stopped as stop:
+            self.stop = self.stop or stop
+            raise
+        try:
+            message = core.decode(data, self._restore, MAX_OBJECTS)
             kind, *rest = message
             if kind == "value":
                 (value,) = rest
                 return value
             status, base, text = map(str, rest)
-        except (core.Unserialisable, ValueError, TypeError, plain.Unserialisable) as error:
+        except core.TooLarge as error:
+            self.cut()
+            raise Stopped("output_limit", f"result of {error}") from None
+        except (core.Unserialisable, OverflowError, ValueError, TypeError, plain.Unserialisable) as error:
             self.cut()
             raise plain.Unserialisable(f"malformed answer: {error}") from None
         self._raise(str(kind), status, base, text)
@@ -78,7 +88,8 @@ class Link:
             status = "error"
         if kind == "load":
             self.cut()
-            raise Refused(status, text)
+            self.stop = Refused(status, text)
+            raise self.stop
         if status == "unserialisable":
             raise plain.Unserialisable(text)
         if status != "error":

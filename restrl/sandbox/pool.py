@@ -3,11 +3,14 @@
 That thread starts the judges, so that their parent-death signal is tied to it: they end with this process,
 whatever ends it. Nothing is ever forked from the caller (it may hold a model and secrets): judges are fresh
 programs.
+
+    submit ──► heap (priority, then order) ──► at most QUEUE tasks per judge ──► done(answer), once
+    cancel ──► leaves the heap at once; a task that a judge already holds ends unheard
 """
 
 from __future__ import annotations
 
-import collections
+import heapq
 import selectors
 import signal
 import socket
@@ -15,7 +18,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +28,8 @@ from restrl.sandbox.native import CORE_FILE, core
 from restrl.sandbox.settings import Limits
 
 QUEUE = 3  # items a judge holds: the one it judges and what it goes on with
-GRACE = 2.0  # seconds past a verdict's cap before the judge itself is taken to hang
+GRACE = 1.0  # seconds past a verdict's cap before the judge itself is taken to hang
+PATIENCE = 0.5  # seconds a cancelled task may run on: a fresh judge takes about as long to start
 ATTEMPTS = 3
 QUEUED_BYTES = (
     32 << 10
@@ -46,13 +52,39 @@ main()
 
 
 class Task:
-    """One program to judge. `done` is called once, from the pool's thread, with the judge's answer."""
+    """One program to judge. `done` is called once, from the pool's thread, with the judge's answer.
+
+    seconds    cap on the whole, known before
+    priority   a task of a higher one is begun first; of equal ones the one that came first
+    options    plain data for the judge: {"early_exit": bool}
+    """
 
     def __init__(
-        self, program: str, tests: bytes, seconds: float, done: Callable[[dict[str, Any]], None]
+        self,
+        program: str,
+        tests: bytes,
+        seconds: float,
+        done: Callable[[dict[str, Any]], None],
+        priority: int = 0,
+        options: dict[str, Any] | None = None,
     ) -> None:
         self.program, self.tests, self.seconds, self.done = program, tests, seconds, done
+        self.priority, self.options = priority, options or {}
+        self.order = -1  # among all tasks; the first submission counts, also for one that is judged again
         self.attempts = 0
+        self.cancelled = False
+
+
+@dataclass
+class Counts:
+    """What a pool did. retries: tasks judged again; replaced: judges that ended, hung or were cut short;
+    given_up: tasks that the machinery failed `ATTEMPTS` times, or that cannot be judged at all."""
+
+    judged: int = 0
+    cancelled: int = 0
+    retries: int = 0
+    replaced: int = 0
+    given_up: int = 0
 
 
 class JudgeProcess:
@@ -62,27 +94,38 @@ class JudgeProcess:
         ours, theirs = socket.socketpair()
         root = str(Path(__file__).resolve().parents[2])
         arguments = [sys.executable, "-I", "-S", "-X", "utf8", "-c", _PROGRAM, root, CORE_FILE]
-        self.process = subprocess.Popen(
-            arguments + settings["sys_path"],
-            stdin=theirs.fileno(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={},
-            start_new_session=True,
-        )
-        theirs.close()
+        try:
+            self.process = subprocess.Popen(
+                arguments + settings["sys_path"],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={},
+                start_new_session=True,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         self.socket = ours
         self.ready = False
-        self.tasks: collections.OrderedDict[int, Task] = collections.OrderedDict()
+        self.tasks: OrderedDict[int, Task] = OrderedDict()
         self.deadline = time.monotonic() + START_SECONDS
         self.send(settings)
 
     def send(self, message: Any) -> bool:
         return bool(core.send(self.socket.fileno(), core.encode(message), 30.0))
 
-    def restart_clock(self) -> None:
+    def restart_clock(self, seconds: float | None = None) -> None:
+        """A task begins, or goes on for `seconds` more than was known."""
         oldest = next(iter(self.tasks.values()), None)
-        self.deadline = time.monotonic() + oldest.seconds + GRACE if oldest else float("inf")
+        if oldest is None:
+            self.deadline = float("inf")
+        elif oldest.cancelled:
+            self.deadline = time.monotonic() + PATIENCE
+        else:
+            self.deadline = time.monotonic() + (oldest.seconds if seconds is None else seconds) + GRACE
 
     def end(self) -> None:
         self.socket.close()
@@ -95,13 +138,17 @@ class Pool:
 
     def __init__(self, settings: dict[str, Any], limits: Limits, workers: int) -> None:
         self.settings, self.limits, self.workers = settings, limits, workers
-        self.retries = 0
-        self._waiting: collections.deque[Task] = collections.deque()
+        self.counts = Counts()
+        self._heap: list[tuple[int, int, Task]] = []  # (-priority, order, task); cancelled ones are skipped
+        self._orders = 0
         self._lock = threading.Lock()
         self._closing = False
         self._numbers = 0
+        self._false_starts = 0
         self._failure: str | None = None
         self._started = threading.Event()
+        self._signalled = False
+        self._recheck = False  # a task that a judge holds was cancelled
         self._wake, self._woken = socket.socketpair()
         self._wake.setblocking(False)
         self._selector = selectors.DefaultSelector()
@@ -113,12 +160,31 @@ class Pool:
             self._thread.join()
             raise RuntimeError(self._failure)
 
-    def submit(self, tasks: list[Task]) -> None:
+    @property
+    def inside(self) -> bool:
+        """Whether the caller is the pool's own thread, as in `done`."""
+        return threading.current_thread() is self._thread
+
+    def submit(self, task: Task) -> None:
         with self._lock:
             if self._failure is not None or self._closing:
                 raise RuntimeError(self._failure or "the verifier is closed")
-            self._waiting.extend(tasks)
+            self._push(task)
         self._signal()
+
+    def cancel(self, task: Task) -> None:
+        """Its `done` may still be called by an answer that is on its way, and will not be otherwise."""
+        with self._lock:
+            task.cancelled = self._recheck = True
+            self.counts.cancelled += 1
+        self._signal()
+
+    def raise_priority(self, task: Task, priority: int) -> None:
+        """For a task that still waits: somebody else wants the same, and sooner."""
+        with self._lock:
+            task.priority = max(priority, task.priority)
+            self._heap = [(-task.priority if t is task else p, order, t) for p, order, t in self._heap]
+            heapq.heapify(self._heap)
 
     def close(self) -> None:
         self._closing = True
@@ -126,6 +192,9 @@ class Pool:
         self._thread.join()
 
     def _signal(self) -> None:
+        if self._signalled or self.inside:
+            return
+        self._signalled = True
         try:
             self._wake.send(b"w")
         except BlockingIOError:
@@ -133,6 +202,24 @@ class Pool:
         except OSError:
             if not self._closing:
                 raise
+
+    # -- the queue, under the lock
+
+    def _push(self, task: Task) -> None:
+        if task.order < 0:
+            task.order = self._orders
+            self._orders += 1
+        heapq.heappush(self._heap, (-task.priority, task.order, task))
+
+    def _next(self, most_bytes: float) -> Task | None:
+        while self._heap and self._heap[0][2].cancelled:
+            heapq.heappop(self._heap)
+        if not self._heap:
+            return None
+        task = self._heap[0][2]
+        if len(task.program) + len(task.tests) > most_bytes:
+            return None
+        return heapq.heappop(self._heap)[2]
 
     # -- the pool's thread
 
@@ -154,14 +241,29 @@ class Pool:
         for key, _ in self._selector.select(None if left == float("inf") else max(left, 0.0)):
             if key.data is None:
                 self._woken.recv(4096)
+                self._signalled = False
             elif key.data in self._judges:
                 self._read(key.data)
+        if self._recheck:
+            self._recheck = False
+            for judge in self._judges:
+                first = next(iter(judge.tasks.values()), None)
+                if first is not None and first.cancelled:
+                    judge.deadline = min(judge.deadline, time.monotonic() + PATIENCE)
         now = time.monotonic()
         for judge in [j for j in self._judges if j.deadline < now]:
             self._overdue(judge)
 
     def _start(self) -> None:
-        judge = JudgeProcess(self.settings)
+        while True:
+            try:
+                judge = JudgeProcess(self.settings)
+                break
+            except OSError:  # no process or descriptor to be had just now
+                self._false_starts += 1
+                if self._false_starts > ATTEMPTS * self.workers:
+                    raise
+                time.sleep(0.1 * self._false_starts)
         self._judges.append(judge)
         self._selector.register(judge.socket, selectors.EVENT_READ, judge)
 
@@ -170,19 +272,14 @@ class Pool:
             for judge in self._judges:
                 if judge.ready and len(judge.tasks) == load:
                     with self._lock:
-                        if not self._waiting:
-                            return
-                        if (
-                            load > 0
-                            and len(self._waiting[0].program) + len(self._waiting[0].tests) > QUEUED_BYTES
-                        ):
-                            return
-                        task = self._waiting.popleft()
+                        task = self._next(float("inf") if load == 0 else QUEUED_BYTES)
+                    if task is None:
+                        return
                     self._numbers += 1
                     judge.tasks[self._numbers] = task
                     if load == 0:
                         judge.restart_clock()
-                    judge.send((self._numbers, task.program, task.tests))
+                    judge.send((self._numbers, task.program, task.tests, task.options))
 
     def _read(self, judge: JudgeProcess) -> None:
         data = core.receive(judge.socket.fileno(), 30.0)
@@ -197,31 +294,37 @@ class Pool:
                 self._started.set()
         elif kind == "refused":
             self._fail(str(rest[0]))
+        elif kind == "longer":
+            judge.restart_clock(float(rest[1]))
         elif kind == "verdict":
             number, statuses, seconds, detail, mode = rest
             task = judge.tasks.pop(number)
             judge.restart_clock()
-            task.done({"tests": statuses, "seconds": seconds, "detail": detail, "mode": mode})
+            self._done(task, {"tests": statuses, "seconds": seconds, "detail": detail, "mode": mode})
         else:
             number, reason = rest
             task = judge.tasks.pop(number)
             judge.restart_clock()
             if kind == "unjudgeable":
-                task.done({"tests": None, "seconds": 0.0, "detail": str(reason), "infrastructure": True})
+                self._give_up(task, str(reason))
             else:
                 self._again(task, str(reason))
 
+    def _done(self, task: Task, answer: dict[str, Any]) -> None:
+        if not task.cancelled:
+            self.counts.judged += 1
+            task.done(answer)
+
     def _overdue(self, judge: JudgeProcess) -> None:
-        """A judge that is past its time: its test code, or what it decodes, takes too long."""
+        """A judge past its time: its test code, or what it decodes, takes too long, or nobody waits."""
         if not judge.ready:
             self._replace(judge, "the judge did not start")
             return
         number, task = next(iter(judge.tasks.items()))
         del judge.tasks[number]
         self._replace(judge, "the judge hung", first_is_guilty=False)
-        task.done(
-            {"tests": None, "seconds": task.seconds + GRACE, "detail": "time limit (comparing the results)"}
-        )
+        detail = "time limit (comparing the results)"
+        self._done(task, {"tests": None, "seconds": task.seconds + GRACE, "detail": detail})
 
     def _replace(self, judge: JudgeProcess, reason: str, first_is_guilty: bool = True) -> None:
         self._selector.unregister(judge.socket)
@@ -229,41 +332,53 @@ class Pool:
         judge.end()
         tasks = list(judge.tasks.values())
         with self._lock:
-            self._waiting.extendleft(reversed(tasks[1:] if first_is_guilty else tasks))
+            for task in tasks[1:] if first_is_guilty else tasks:
+                self._push(task)
         if tasks and first_is_guilty:
             self._again(tasks[0], reason)
-        if not judge.ready:
-            self.retries += 1
-            if self.retries > ATTEMPTS * self.workers:
+        if judge.ready:
+            self.counts.replaced += 1
+            self._false_starts = 0
+        else:
+            self._false_starts += 1
+            if self._false_starts > ATTEMPTS * self.workers:
                 self._fail(f"judges do not start: {reason}")
                 return
         self._start()
 
     def _again(self, task: Task, reason: str) -> None:
+        if task.cancelled:
+            return
         task.attempts += 1
-        self.retries += 1
+        self.counts.retries += 1
         if task.attempts >= ATTEMPTS:
-            task.done({"tests": None, "seconds": 0.0, "detail": reason, "infrastructure": True})
+            self._give_up(task, reason)
         else:
             with self._lock:
-                self._waiting.appendleft(task)
+                self._push(task)
+
+    def _give_up(self, task: Task, reason: str) -> None:
+        if not task.cancelled:
+            self.counts.given_up += 1
+            task.done({"tests": None, "seconds": 0.0, "detail": reason, "infrastructure": True})
 
     def _fail(self, reason: str) -> None:
         with self._lock:
             self._failure = reason
-            left = [t for j in self._judges for t in j.tasks.values()] + list(self._waiting)
-            self._waiting.clear()
+            left = [t for j in self._judges for t in j.tasks.values()] + [t for _, _, t in self._heap]
+            self._heap.clear()
         for judge in self._judges:
             judge.tasks.clear()
         for task in left:
-            task.done({"tests": None, "seconds": 0.0, "detail": reason, "infrastructure": True})
+            self._give_up(task, reason)
         self._started.set()
 
     def _stop(self) -> None:
         for judge in self._judges:
+            judge.socket.close()  # an idle one ends by itself at that, its zygote after it
+        for judge in self._judges:
             idle = judge.ready and not judge.tasks
-            judge.socket.close()
-            if idle:  # ends by itself, its zygote after it
+            if idle:
                 try:
                     judge.process.wait(2.0)
                 except subprocess.TimeoutExpired:

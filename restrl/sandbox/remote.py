@@ -19,6 +19,8 @@ from restrl.sandbox.native import CORE_FILE, core
 CALLER = 0  # descriptor of the socket to the process that asked; its hang-up ends the judge
 _ENDED = struct.Struct("iiq")
 _START_SECONDS = 10.0
+_SIGNALS = {int(s): s.name for s in signal.Signals}  # not all: most real-time ones have no name
+_LARGE = 0.5  # of its memory limit: a candidate past it that the system killed had run out of memory
 
 
 class InfrastructureError(Exception):
@@ -27,6 +29,15 @@ class InfrastructureError(Exception):
 
 class Unjudgeable(Exception):
     """The tests of the problem cannot be run here, whatever the program: judging again would not help."""
+
+
+def _out_of_memory_killings() -> int:
+    """Of this machine since it started; 0 where the kernel does not say."""
+    try:
+        counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+        return int(counts["oom_kill"])
+    except (OSError, KeyError, ValueError):
+        return 0
 
 
 def orphaned() -> None:
@@ -54,6 +65,9 @@ class Zygote:
         high.close()
         self.socket = ours
         self.max_bytes = int(settings["result_bytes"])
+        self.memory_bytes = int(settings["memory_bytes"])
+        self.cpu_us = int(settings["cpu_seconds"]) * 1_000_000
+        self._killings = _out_of_memory_killings()
 
     def wait_ready(self) -> None:
         """Raises InfrastructureError with the reason where the isolation could not be set up."""
@@ -76,8 +90,8 @@ class Zygote:
             raise InfrastructureError("the zygote ended")
         return received[0]
 
-    def ended(self, timeout: float) -> tuple[int, int] | None:
-        """(exit code or -signal, CPU microseconds) of the current candidate; None if it runs on."""
+    def ended(self, timeout: float) -> tuple[int, int, int] | None:
+        """(exit code or -signal, CPU microseconds, peak bytes) of the candidate; None if it runs on."""
         self.socket.settimeout(max(timeout, 0.0) or 1e-6)
         try:
             data = self.socket.recv(64)
@@ -87,8 +101,13 @@ class Zygote:
             self.socket.settimeout(_START_SECONDS)
         if data[:1] != b"X":
             raise InfrastructureError("the zygote ended")
-        code, _, cpu = _ENDED.unpack(data[1:])
-        return code, cpu
+        code, kib, cpu = _ENDED.unpack(data[1:])
+        return code, cpu, kib << 10
+
+    def memory_was_short(self) -> bool:
+        """Whether the system killed any process for want of memory since this was last asked."""
+        before, self._killings = self._killings, _out_of_memory_killings()
+        return self._killings > before
 
     def leave(self) -> None:
         """Hang up and wait until it has ended by itself."""
@@ -162,17 +181,27 @@ class Candidate(Link):
 
     def stopped(self) -> NoReturn:
         """Raise for a candidate whose channel is closed: the reason is how it ended."""
-        ended = self.zygote.ended(max(self.deadline - time.monotonic(), 0.0)) if self.alive else (0, 0)
+        ended = self.zygote.ended(max(self.deadline - time.monotonic(), 0.0)) if self.alive else (0, 0, 0)
         if ended is None:
             self.end()
             raise Stopped("timeout", "time limit")
         self.alive, self.cpu_us = False, ended[1]
         code = ended[0]
-        if code in (-signal.SIGXCPU, -signal.SIGKILL):
+        if code == -signal.SIGXCPU or (code == -signal.SIGKILL and ended[1] >= self.zygote.cpu_us):
             raise Stopped("timeout", "CPU limit")
+        if code == -signal.SIGKILL:
+            self._killed(ended[2])
         if code < 0:
-            raise Stopped("crashed", f"ended by {signal.Signals(-code).name}")
+            raise Stopped("crashed", f"ended by {_SIGNALS.get(-code, f'signal {-code}')}")
         raise Stopped("error" if code == 1 else "crashed", f"ended itself with code {code}", code)
+
+    def _killed(self, peak: int) -> NoReturn:
+        """The system kills what is large when memory is short; who else did it cannot be known."""
+        if peak >= _LARGE * self.zygote.memory_bytes:
+            raise Stopped("memory", "killed by the system, which had no memory left")
+        if self.zygote.memory_was_short():
+            raise InfrastructureError("a small candidate was killed while memory was short")
+        raise Stopped("crashed", "killed")
 
     def arm(self, deadline: float, spare: float) -> None:
         """Begin a test that ends at `deadline` (monotonic seconds), or up to `spare` later."""
@@ -225,6 +254,8 @@ class Candidate(Link):
         except Stopped as stop:
             if stop.code != 0:
                 raise
+        else:  # a script has nothing to answer: this would hide how it ended
+            raise Stopped("crashed", "it wrote to its channel")
 
     def end(self) -> None:
         """Kill it if it lives, and wait until it is reaped."""

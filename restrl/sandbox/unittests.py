@@ -11,7 +11,7 @@ import secrets
 import time
 from typing import Any
 
-from restrl.sandbox.item import MAX_RESTARTS, Item
+from restrl.sandbox.item import Item
 from restrl.sandbox.link import Refused, Stopped
 from restrl.sandbox.native import core
 from restrl.sandbox.remote import Candidate, Unjudgeable
@@ -103,10 +103,11 @@ def _run(
     outcomes: dict[str, Outcome] = {}
     while len(outcomes) < len(methods):
         left = methods[len(outcomes) :]
-        if item.stops > MAX_RESTARTS:
+        if outcomes and item.spent:
             last = next(reversed(outcomes.values()))
             outcomes |= dict.fromkeys(left, last)
             break
+        begin = time.monotonic()
         group = _Group(item, mode, program)
         try:
             group.start(left, controls)
@@ -121,10 +122,11 @@ def _run(
         except Refused as stop:  # the program does not load: no test of it can run
             outcomes |= dict.fromkeys(left, (stop.status, str(stop)))
         except Stopped as stop:  # it hung or ended before the tests came
-            item.stops = MAX_RESTARTS + 1
+            item.lost = float("inf")
             outcomes[left[0]] = (stop.status, str(stop))
         finally:
-            item.stops += not group.alive
+            if not group.alive:
+                item.lose(time.monotonic() - begin)
             group.end()
     return outcomes
 

@@ -1,51 +1,79 @@
-"""`Verifier`: whole programs in, verdicts out."""
+"""`Verifier`: whole programs in, verdicts out, all at once or as they come.
+
+submit ──► known already? ──► cache
+   │              no
+   ├──► the same one under way? ──► waits with it
+   ▼              no
+one task per program (at most `queue` of them) ──► pool ──► verdict ──► cache, all that wait for it
+"""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import platform
+import queue
 import threading
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from restrl.errors import RestrlError
-from restrl.records import Calls, Problem
+from restrl.records import Problem
 from restrl.sandbox.cache import VerdictCache
 from restrl.sandbox.item import count_tests, task_seconds
 from restrl.sandbox.jobs import judge_tests
 from restrl.sandbox.native import core
-from restrl.sandbox.pool import Pool, Task
+from restrl.sandbox.pool import Counts, Pool, Task
+from restrl.sandbox.probes import leaks
 from restrl.sandbox.settings import TIERS, UNSAFE, VERSION, Limits, sandbox_settings
+from restrl.sandbox.verdict import Pending, Verdict
+
+__all__ = ["Pending", "Stats", "Verdict", "Verifier"]
 
 _KNOWN_PROBLEMS = 4096
+_PYTHON = platform.python_version()
+
+
+class Stats(NamedTuple):
+    """What a verifier has done since it was made.
+
+    judged                 programs that were run
+    cache_hits             verdicts that were known already
+    cancelled              tasks given up before their verdict
+    retries                programs judged again after a failure of the machinery
+    judges_replaced        judges that ended, hung or were cut short
+    infrastructure_errors  programs that could not be judged at all: their reward is None
+    """
+
+    judged: int
+    cache_hits: int
+    cancelled: int
+    retries: int
+    judges_replaced: int
+    infrastructure_errors: int
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What became of one program.
+class _Known:
+    """What is worked out once for a problem. digest: of all that a verdict depends on but the program."""
 
-    status     "passed", or the status of the first test that did not pass: failed, error, timeout, memory,
-               crashed, output_limit, unserialisable; infrastructure_error where nothing could be found out
-    reward     fraction of tests passed, in [0, 1]; None for infrastructure_error
-    tests      status of every test, in order
-    seconds    wall time in the judge
-    isolation  tier it ran under: tier1+tier2, tier2, tier1 or none
-    detail     one line on the first failure
-    mode       how the tests were run: function, stdio, harness or split (apart from the program), guarded
-               (unittest, beside it), split+guarded; "" where nothing came back
-    """
-
-    status: str
-    passed: bool
-    reward: float | None
-    tests: tuple[str, ...]
+    problem: Problem  # holding it keeps its id its own
+    payload: bytes
     seconds: float
-    isolation: str
-    detail: str = ""
-    mode: str = ""
+    tests: int
+    digest: Any
+
+
+@dataclass
+class _Work:
+    """One program under way and all that wait for its verdict."""
+
+    task: Task
+    waiters: list[Pending] = field(default_factory=list)
 
 
 class Verifier:
@@ -54,6 +82,7 @@ class Verifier:
     timeout       seconds per test
     memory_mb     address space of one candidate beyond the interpreter's own (MiB)
     cache         False: none; True: in memory; a path: a JSONL file as well
+    queue         most programs waiting or being judged; `submit` waits while there are as many
     isolation     "auto" takes the strongest tier that works here; or a tier's name
     allow_unsafe  go on with less than tier 2 where that cannot be had: tier1, or none at all
 
@@ -69,16 +98,22 @@ class Verifier:
         *,
         memory_mb: int = 1024,
         isolation: str = "auto",
+        queue: int = 4096,
     ) -> None:
-        if workers < 1 or not 0 < timeout < math.inf:
-            raise RestrlError(f"a verifier needs workers >= 1 and timeout > 0, not {workers} and {timeout}")
+        if workers < 1 or queue < 1 or not 0 < timeout < math.inf:
+            raise RestrlError(
+                f"a verifier needs workers, queue >= 1 and timeout > 0, not {workers}, {queue} and {timeout}"
+            )
         if isolation != "auto" and isolation not in TIERS:
             raise RestrlError(f"unknown isolation {isolation!r}: one of auto, {', '.join(TIERS)}")
         self.limits = Limits(timeout=timeout, memory_mb=memory_mb)
-        self.workers = workers
+        self.workers, self.queue = workers, queue
         self._cache = None if cache is False else VerdictCache(None if cache is True else Path(cache))
-        self._payloads: dict[int, tuple[Problem, bytes, float, int]] = {}
+        self._problems: dict[int, _Known] = {}
+        self._works: dict[str, _Work] = {}
         self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)  # told when a program leaves `_works`
+        self._numbers = itertools.count()
         if isolation in UNSAFE and not allow_unsafe:
             raise RestrlError(f"isolation {isolation!r} is less than tier 2: it needs allow_unsafe=True")
         tiers = [t for t in TIERS if allow_unsafe or t not in UNSAFE] if isolation == "auto" else [isolation]
@@ -92,11 +127,12 @@ class Verifier:
             except RuntimeError as error:
                 reasons.append(f"{tier}: {error}")
                 continue
-            leaks = _leaks(pool) if tier != "none" else ""
-            if not leaks:
+            found = leaks(pool) if tier != "none" else ""
+            if not found:
+                pool.counts = Counts()  # the self-test is not the user's
                 return tier, pool
             pool.close()
-            reasons.append(f"{tier}: {leaks}")
+            reasons.append(f"{tier}: {found}")
         raise RestrlError(
             f"no sandbox can be set up here ({'; '.join(reasons)}); use a kernel with Landlock and seccomp "
             "(Linux 5.13), or allow_unsafe to run programs with less"
@@ -111,77 +147,193 @@ class Verifier:
         self.close()
 
     def close(self) -> None:
-        """End all judges. No process of the verifier is left afterwards."""
+        """Cancel what is under way and end all judges. No process of the verifier is left afterwards."""
+        with self._lock:
+            open_ones = [pending for work in self._works.values() for pending in work.waiters]
+        for pending in open_ones:
+            pending.cancel()
         self._pool.close()
         if self._cache is not None:
             self._cache.close()
 
     @property
+    def stats(self) -> Stats:
+        counts = self._pool.counts
+        return Stats(
+            judged=counts.judged,
+            cache_hits=self.cache_hits,
+            cancelled=counts.cancelled,
+            retries=counts.retries,
+            judges_replaced=counts.replaced,
+            infrastructure_errors=counts.given_up,
+        )
+
+    @property
     def retries(self) -> int:
         """How often an item was judged again after a failure of the machinery."""
-        return self._pool.retries
+        return self._pool.counts.retries
 
     @property
     def cache_hits(self) -> int:
         return self._cache.hits if self._cache is not None else 0
 
-    def verify(self, items: list[tuple[Problem, str]]) -> list[Verdict]:
-        """A verdict for each (problem, whole program), in the order of `items`.
+    def verify(
+        self, items: Iterable[tuple[Problem, str]], *, priority: int = 0, early_exit: bool = False
+    ) -> list[Verdict]:
+        """A verdict for each (problem, whole program), in the order of `items`; see `submit`.
 
-        Raises RestrlError for a problem whose tests cannot be run.
+        What ends it early (Ctrl-C) cancels the rest. Raises RestrlError for a problem whose tests cannot be
+        run.
         """
-        results: dict[str, Verdict] = {}
-        keys: list[str] = []
-        tasks: list[Task] = []
-        done = threading.Semaphore(0)
-        for number, (problem, program) in enumerate(items):
-            payload, seconds, count = self._payload(problem)
-            # Without a cache every item is judged, repeated ones too.
-            key = self._key(payload, program) if self._cache is not None else str(number)
-            keys.append(key)
-            if key in results:
-                continue
-            row = self._cache.get(key) if self._cache is not None else None
-            if row is not None:
-                results[key] = Verdict(**{**row, "tests": tuple(row["tests"])})
-                continue
-            results[key] = _PENDING
+        pending: list[Pending] = []
+        try:
+            for problem, program in items:
+                pending.append(self.submit(problem, program, priority=priority, early_exit=early_exit))
+            return [one.result() for one in pending]
+        except BaseException:
+            for one in pending:
+                one.cancel()
+            raise
 
-            def finish(answer: dict[str, Any], key: str = key, count: int = count) -> None:
-                results[key] = self._verdict(answer, count)
-                done.release()
+    def stream(
+        self, items: Iterable[tuple[Problem, str]], *, priority: int = 0, early_exit: bool = False
+    ) -> Iterator[tuple[int, Verdict]]:
+        """(position in `items`, verdict) of each, as they come.
 
-            tasks.append(Task(program, payload, seconds, finish))
-        if tasks:
-            self._pool.submit(tasks)
-            for _ in tasks:
-                done.acquire()
-            if self._cache is not None:
-                for key in dict.fromkeys(keys):
-                    verdict = results[key]
-                    if verdict.reward is not None and self._cache.get(key) is None:
-                        self._cache.put(key, {**verdict.__dict__, "tests": list(verdict.tests)})
-        return [results[key] for key in keys]
+        `items` are taken as there is room for them (`queue`), so they may be made on the way. Closing the
+        iterator cancels the rest.
+        """
+        numbers: dict[Pending, int] = {}
+        ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        source = enumerate(items)
+        try:
+            while True:
+                for number, (problem, program) in itertools.islice(source, self.queue - len(numbers)):
+                    one = self.submit(problem, program, priority=priority, early_exit=early_exit)
+                    numbers[one] = number
+                    one.add_done_callback(ready.put)
+                    while not ready.empty():
+                        one = ready.get()
+                        yield numbers.pop(one), one.result()
+                if not numbers:
+                    return
+                one = ready.get()
+                yield numbers.pop(one), one.result()
+        finally:
+            for one in numbers:
+                one.cancel()
 
-    def _payload(self, problem: Problem) -> tuple[bytes, float, int]:
+    def submit(
+        self, problem: Problem, program: str, *, priority: int = 0, early_exit: bool = False
+    ) -> Pending:
+        """The handle of the verdict of a whole program. Waits while the queue is full.
+
+        priority    programs of a higher one are begun first
+        early_exit  stop at the first test that does not pass: the tests after it are "skipped", and the
+                    reward is 1 or 0
+
+        Raises RestrlError for a problem whose tests cannot be run, and after `close`.
+        """
+        known = self._known(problem)
+        pending = Pending(self._withdraw)
+        key = self._key(known, program)
         with self._lock:
-            known = self._payloads.get(id(problem))
-            if known is not None:
-                return known[1:]
+            found = self._find(key, early_exit)
+            if found is None:
+                self._join(
+                    pending, f"{key}:early" if early_exit else key, known, program, priority, early_exit
+                )
+        if found is not None:
+            pending.settle(found)
+        return pending
+
+    def _find(self, key: str, early_exit: bool) -> Verdict | None:
+        if self._cache is None:
+            return None
+        found = self._cache.get(key)
+        if early_exit:  # a whole verdict says as much
+            return _shortened(found) if found is not None else self._cache.get(f"{key}:early")
+        return found
+
+    def _join(
+        self, pending: Pending, key: str, known: _Known, program: str, priority: int, early_exit: bool
+    ) -> None:
+        """Wait with those that wait for the same, or begin it. Under the lock."""
+        while len(self._works) >= self.queue and key not in self._works and not self._pool.inside:
+            self._room.wait()
+        pending.key = key
+        work = self._works.get(key)
+        if work is not None:
+            work.waiters.append(pending)
+            if priority > work.task.priority:
+                self._pool.raise_priority(work.task, priority)
+            return
+
+        def done(answer: dict[str, Any]) -> None:
+            self._finish(key, task, known.tests, answer)
+
+        task = Task(program, known.payload, known.seconds, done, priority, {"early_exit": early_exit})
+        try:
+            self._pool.submit(task)
+        except RuntimeError as error:
+            raise RestrlError(f"nothing can be verified any more: {error}") from None
+        self._works[key] = _Work(task, [pending])
+
+    def _finish(self, key: str, task: Task, tests: int, answer: dict[str, Any]) -> None:
+        """In the pool's thread: the answer to one task."""
+        verdict = self._verdict(answer, tests, bool(task.options["early_exit"]))
+        with self._lock:
+            work = self._works.get(key)
+            if work is None or work.task is not task:
+                return  # cancelled, and perhaps begun anew
+            # Known before it is no longer under way: a program is not judged twice.
+            if self._cache is not None and verdict.reward is not None:
+                self._cache.put(key, verdict)
+            del self._works[key]
+            self._room.notify_all()
+        for pending in work.waiters:
+            pending.settle(verdict)
+
+    def _withdraw(self, pending: Pending) -> bool:
+        """A handle was cancelled; False if its verdict is on the way."""
+        with self._lock:
+            work = self._works.get(pending.key)
+            if work is None or pending not in work.waiters:
+                return False
+            work.waiters.remove(pending)
+            if not work.waiters:
+                del self._works[pending.key]
+                self._room.notify_all()
+                self._pool.cancel(work.task)
+        return True
+
+    def _known(self, problem: Problem) -> _Known:
+        known = self._problems.get(id(problem))
+        if known is None:
             data = judge_tests(problem)
             payload = core.encode(data)
-            count = count_tests(data)
-            if len(self._payloads) >= _KNOWN_PROBLEMS:
-                self._payloads.clear()
-            # Holding the problem keeps its id its own.
-            self._payloads[id(problem)] = (problem, payload, task_seconds(self.limits.timeout, data), count)
-            return self._payloads[id(problem)][1:]
+            what = (payload, str(self.limits), self.isolation, VERSION, _PYTHON)
+            known = _Known(
+                problem,
+                payload,
+                task_seconds(self.limits.timeout, data),
+                count_tests(data),
+                hashlib.sha256(core.encode(what)),
+            )
+            with self._lock:
+                if len(self._problems) >= _KNOWN_PROBLEMS:
+                    self._problems.clear()
+                self._problems[id(problem)] = known
+        return known
 
-    def _key(self, payload: bytes, program: str) -> str:
-        what = (program, payload, str(self.limits), self.isolation, VERSION, platform.python_version())
-        return hashlib.sha256(core.encode(what)).hexdigest()
+    def _key(self, known: _Known, program: str) -> str:
+        if self._cache is None:
+            return str(next(self._numbers))  # every program is judged, repeated ones too
+        digest = known.digest.copy()
+        digest.update(program.encode("utf-8", "surrogatepass"))
+        return str(digest.hexdigest())
 
-    def _verdict(self, answer: dict[str, Any], count: int) -> Verdict:
+    def _verdict(self, answer: dict[str, Any], count: int, early_exit: bool) -> Verdict:
         seconds, detail = float(answer["seconds"]), str(answer["detail"])
         if answer.get("infrastructure"):
             return Verdict("infrastructure_error", False, None, (), seconds, self.isolation, detail)
@@ -189,60 +341,12 @@ class Verifier:
         status = next((s for s in tests if s != "passed"), "passed")
         reward = tests.count("passed") / len(tests)
         mode = str(answer.get("mode", ""))
-        return Verdict(status, status == "passed", reward, tests, seconds, self.isolation, detail, mode)
+        verdict = Verdict(status, status == "passed", reward, tests, seconds, self.isolation, detail, mode)
+        return _shortened(verdict) if early_exit else verdict
 
 
-_PENDING = Verdict("infrastructure_error", False, None, (), 0.0, "", "pending")
-
-# What a candidate must not be able to do; run through the real path before anything else is.
-_PROBES = """
-import os, socket
-def alive(pid):
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return True
-def probe(what):
-    try:
-        if what == "read a file":
-            open("/etc/passwd").close()
-        elif what == "connect":
-            socket.create_connection(("127.0.0.1", 9), 1).close()
-        elif what == "fork":
-            if os.fork() == 0:
-                os._exit(0)
-        elif what == "kill":
-            others = {os.getppid(), *range(1, 20)} - {0, os.getpid()}
-            return "allowed" if any(map(alive, others)) else "denied"
-        elif what == "read the environment":
-            return "denied" if set(os.environ) <= {"LC_CTYPE"} else "allowed"
-    except ConnectionRefusedError:
-        return "allowed"
-    except OSError:
-        return "denied"
-    return "allowed"
-"""
-_WHAT = ["read a file", "connect", "fork", "kill", "read the environment"]
-
-
-def _leaks(pool: Pool) -> str:
-    """What the probes got away with, as text; "" if nothing."""
-    tests = Calls(fn_name="probe", args=[[w] for w in _WHAT], expected=["denied"] * len(_WHAT))
-    data = judge_tests(Problem(task_id="self-test", source="restrl", prompt="", mode="instruct", tests=tests))
-    answers: list[dict[str, Any]] = []
-    done = threading.Event()
-
-    def finish(answer: dict[str, Any]) -> None:
-        answers.append(answer)
-        done.set()
-
-    pool.submit([Task(_PROBES, core.encode(data), task_seconds(pool.limits.timeout, data), finish)])
-    done.wait()
-    statuses = answers[0]["tests"]
-    if statuses is None:
-        return f"the self-test did not run: {answers[0]['detail']}"
-    failed = [
-        f"{what} ({status})" for what, status in zip(_WHAT, statuses, strict=True) if status != "passed"
-    ]
-    return f"the self-test could {', '.join(failed)}" if failed else ""
+def _shortened(verdict: Verdict) -> Verdict:
+    """What early exit would have said."""
+    first = next((i for i, test in enumerate(verdict.tests) if test != "passed"), len(verdict.tests))
+    skipped = ("skipped",) * (len(verdict.tests) - first - 1)
+    return replace(verdict, reward=float(verdict.passed), tests=verdict.tests[: first + 1] + skipped)

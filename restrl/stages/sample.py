@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from restrl.progress import Progress
 from restrl.prompts import PromptFormat
 from restrl.records import SCHEMA_VERSION, Problem
 from restrl.rows import Appender, Row
-from restrl.sandbox import Verifier
+from restrl.sandbox import Pending, Verifier
 
 CHUNK = 64  # problems decoded and verified together; also the grain of resuming
 
@@ -36,31 +37,55 @@ def sample(
     """
     with Appender(out, CHUNK) as file:
         with Progress("sample", len(problems), len(file.rows)) as bar:
+            drawn: _Drawn | None = None
             for start in range(len(file.rows), len(problems), CHUNK):
                 chunk = problems[start : start + CHUNK]
-                drawn = draw(policy, form, chunk, cfg, seed=seed)
-                programs = [
-                    (p, p.prefix + c.text) for p, group in zip(chunk, drawn, strict=True) for c in group
-                ]
-                verdicts = iter(verifier.verify(programs))
-                rows = []
-                for problem, group in zip(chunk, drawn, strict=True):
-                    own = [next(verdicts) for _ in group]
-                    rows.append(
-                        {
-                            "schema": SCHEMA_VERSION,
-                            "task_id": problem.task_id,
-                            "completions": [c.text for c in group],
-                            "rewards": [v.reward for v in own],
-                            "statuses": [v.status for v in own],
-                            "tokens": [len(c.token_ids) for c in group],
-                            "log_probs": [_total(c) for c in group],
-                        }
-                    )
-                file.append(rows)
-                known = [r for row in file.rows for r in row["rewards"] if r is not None]
-                bar.update(len(chunk), f"reward {np.mean(known):.3f}" if known else "")
+                groups = draw(policy, form, chunk, cfg, seed=seed)
+                # What was drawn last is verified while this was drawn.
+                last, drawn = drawn, _Drawn.submit(chunk, groups, verifier)
+                if last is not None:
+                    _write(last, file, bar)
+            if drawn is not None:
+                _write(drawn, file, bar)
         return file.finish()
+
+
+class _Drawn(NamedTuple):
+    """A chunk of problems, the completions of each and the verdicts to come."""
+
+    problems: Sequence[Problem]
+    groups: list[list[Completion]]
+    verdicts: list[list[Pending]]
+
+    @staticmethod
+    def submit(problems: Sequence[Problem], groups: list[list[Completion]], verifier: Verifier) -> _Drawn:
+        pairs = zip(problems, groups, strict=True)
+        return _Drawn(
+            problems, groups, [[verifier.submit(p, p.prefix + c.text) for c in group] for p, group in pairs]
+        )
+
+
+def _write(drawn: _Drawn, file: Appender, bar: Progress) -> None:
+    rows = []
+    for problem, group, verdicts in zip(*drawn, strict=True):
+        own = [one.result() for one in verdicts]
+        rows.append(
+            {
+                "schema": SCHEMA_VERSION,
+                "task_id": problem.task_id,
+                "completions": [c.text for c in group],
+                "rewards": [v.reward for v in own],
+                "statuses": [v.status for v in own],
+                "tokens": [len(c.token_ids) for c in group],
+                "log_probs": [_total(c) for c in group],
+            }
+        )
+    file.append(rows)
+    rewards = [r for row in file.rows for r in row["rewards"]]
+    known = [r for r in rewards if r is not None]
+    note = f"reward {np.mean(known):.3f}" if known else ""
+    unknown = len(rewards) - len(known)
+    bar.update(len(rows), f"{note}, {unknown} not verified" if unknown else note)
 
 
 def draw(

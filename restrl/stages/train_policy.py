@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from restrl.config import TrainConfig
@@ -13,7 +13,7 @@ from restrl.rows import Row
 from restrl.sandbox import Verifier
 from restrl.training.grpo import train_grpo
 from restrl.training.loop import TrainResult
-from restrl.training.rollout import RewardFn, TrainState, cut_at_stop
+from restrl.training.rollout import EagerReward, TrainState, cut_at_stop
 from restrl.training.sft import train_sft
 
 
@@ -53,19 +53,21 @@ def train_policy(
     return train_grpo(policy, starts, rewards(verifier), cfg, out, seed=seed, name=name)
 
 
-def rewards(verifier: Verifier) -> RewardFn:
-    """The reward function: the share of tests that state + completion passes, up to the first stop string."""
+def rewards(verifier: Verifier) -> EagerReward:
+    """The reward function: the share of tests that state + completion passes, up to the first stop string.
 
-    def reward(states: Sequence[TrainState], completions: list[list[Completion]]) -> list[list[float | None]]:
-        items = [
-            (s.problem, s.prompt.state + cut_at_stop(c.text, s.stops, s.prompt.state).text)
-            for s, group in zip(states, completions, strict=True)
+    A group is verified while the policy completes others.
+    """
+
+    def begin(state: TrainState, group: list[Completion]) -> Callable[[], list[float | None]]:
+        start = state.prompt.state
+        pending = [
+            verifier.submit(state.problem, start + cut_at_stop(c.text, state.stops, start).text)
             for c in group
         ]
-        verdicts = iter(verifier.verify(items))
-        return [[next(verdicts).reward for _ in group] for group in completions]
+        return lambda: [one.result().reward for one in pending]
 
-    return reward
+    return EagerReward(begin)
 
 
 def _accepted(

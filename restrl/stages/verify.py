@@ -16,8 +16,6 @@ from restrl.records import Problem
 from restrl.rows import Row, disk, write_rows
 from restrl.sandbox import Verdict, Verifier
 
-_CHUNK = 200
-
 
 def verify_file(
     problems: str | Path,
@@ -55,17 +53,24 @@ def verify_file(
         Verifier(workers=workers, timeout=timeout, allow_unsafe=allow_unsafe) as verifier,
         Progress("verify", len(items)) as bar,
     ):
-        for start in range(0, len(items), _CHUNK):
-            chunk = items[start : start + _CHUNK]
-            for (problem, _), verdict in zip(chunk, verifier.verify(chunk), strict=True):
-                rows.append(_row(problem.task_id, numbers[problem.task_id], verdict))
-                numbers[problem.task_id] += 1
-            bar.update(len(chunk))
+        verdicts: list[Verdict | None] = [None] * len(items)
+        for position, verdict in verifier.stream(items):
+            verdicts[position] = verdict
+            bar.update(1)
+        stats = verifier.stats
+    for (problem, _), verdict in zip(items, filter(None, verdicts), strict=True):
+        rows.append(_row(problem.task_id, numbers[problem.task_id], verdict))
+        numbers[problem.task_id] += 1
     write_rows(out, rows)
     counts = _counts(rows)
     table = {f"pass@{k}": mean_pass_at_k(counts, k) for k in ks} if ks else pass_table(counts)
     if not quiet:
         _print(rows, len(known), table)
+        if stats.retries:
+            print(
+                f"{stats.retries} programs were judged again after a failure of the machinery, "
+                f"{stats.infrastructure_errors} could not be judged at all"
+            )
     return table
 
 

@@ -38,6 +38,22 @@ class TrainState:
 RewardFn = Callable[[Sequence[TrainState], list[list[Completion]]], list[list[float | None]]]
 
 
+@dataclass(frozen=True)
+class EagerReward:
+    """A RewardFn that scores a group while others are still being sampled.
+
+    begin  starts with one group; what it returns waits for its rewards
+    """
+
+    begin: Callable[[TrainState, list[Completion]], Callable[[], list[float | None]]]
+
+    def __call__(
+        self, states: Sequence[TrainState], completions: list[list[Completion]]
+    ) -> list[list[float | None]]:
+        begun = [self.begin(state, group) for state, group in zip(states, completions, strict=True)]
+        return [rewards() for rewards in begun]
+
+
 class Cut(NamedTuple):
     """text: up to the first stop string; stopped: whether there was one; after: characters behind it."""
 
@@ -122,9 +138,19 @@ def roll_out(
         seed=derive(seed, "generation", generation),
     )
     start = time.perf_counter()
-    completions = policy.complete(prompts, cfg.num_generations, sampling)
-    generated = time.perf_counter()
-    raw = reward_fn(chosen, completions)
+    if isinstance(reward_fn, EagerReward):
+        begun: dict[int, Callable[[], list[float | None]]] = {}
+
+        def begin(number: int, group: list[Completion]) -> None:
+            begun[number] = reward_fn.begin(chosen[number], group)
+
+        completions = policy.complete(prompts, cfg.num_generations, sampling, on_group=begin)
+        generated = time.perf_counter()
+        raw = [begun[number]() for number in range(len(chosen))]
+    else:
+        completions = policy.complete(prompts, cfg.num_generations, sampling)
+        generated = time.perf_counter()
+        raw = reward_fn(chosen, completions)
     scored = time.perf_counter()
     _check_shape(raw, chosen, cfg)
     shaped = [
