@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from restrl.records import Calls, Check, Problem, Stdio
+from restrl.records import Calls, Check, Context, Problem, Stdio, Unittest
 from restrl.sandbox import Verifier
 
 _DATA = Path(os.environ.get("RESTRL_SHARED_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
@@ -29,14 +29,19 @@ def _problem(row: dict[str, Any]) -> Problem:
     if row["format"] == "stdio":
         tests = Stdio(inputs=given["inputs"], outputs=given["outputs"])
         return Problem(**fields, prompt=given["statement"], mode="instruct", tests=tests)
+    if row["format"] == "harness":
+        return Problem(**fields, prompt="", mode="instruct", tests=Context(code=given["code_context"]))
+    fields |= {"prompt": given["prompt"], "prefix": given["prompt"], "mode": "complete"}
+    if row["format"] == "unittest":
+        return Problem(**fields, tests=Unittest(code=given["test"], entry_point=given["entry_point"]))
     check = Check(code=given["test"], entry_point=given["entry_point"])
-    return Problem(**fields, prompt=given["prompt"], prefix=given["prompt"], mode="complete", tests=check)
+    return Problem(**fields, tests=check)
 
 
 @pytest.mark.skipif(not _FILE.exists(), reason="no attack programs here")
 def test_labelled_attacks(verifier: Verifier, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [json.loads(line) for line in _FILE.read_text().splitlines()]
-    rows = [r for r in rows if r["format"] in ("function", "stdio")]
+    assert {r["format"] for r in rows} == {"function", "stdio", "unittest", "harness"}
     verdicts = verifier.verify([(_problem(r), r["code"]) for r in rows])
     wrong = []
     for row, verdict in zip(rows, verdicts, strict=True):
@@ -53,6 +58,22 @@ def test_labelled_attacks(verifier: Verifier, capsys: pytest.CaptureFixture[str]
             f" attacks: {len(rows) - len(wrong)} of {len(rows)} as labelled ({verifier.isolation}) ", end=""
         )
     assert not wrong
+
+
+@pytest.mark.skipif(not _FILE.exists(), reason="no attack programs here")
+def test_labelled_attacks_beside_the_tests(verifier: Verifier) -> None:
+    """The `unittest` ones once more, with tests that have to share the program's process."""
+    rows = [json.loads(line) for line in _FILE.read_text().splitlines()]
+    rows = [r for r in rows if r["format"] == "unittest"]
+    for row in rows:
+        code = row["problem"]["test"].replace(
+            "    def test", "    @patch.dict('os.environ', {})\n    def test"
+        )
+        row["problem"]["test"] = "from unittest.mock import patch\n" + code
+    verdicts = verifier.verify([(_problem(r), r["code"]) for r in rows])
+    assert {v.mode for v in verdicts} == {"guarded"}
+    assert [v.passed for v in verdicts] == [r["expect"]["verdict"] == "passed" for r in rows]
+    assert not os.path.exists("/tmp/canary/fs_ut")
 
 
 DOUBLE = Problem(
