@@ -2,7 +2,7 @@
 
     python benchmarks/bench_kernels.py [--only WORD] [--shape small large] [--dtype fp32 bf16]
         [--device cuda] [--repeats 7] [--no-compile] [--no-memory] [--no-chunks] [--quick]
-        [--json FILE] [--history] [--plot FILE]
+        [--json FILE] [--history] [--plot FILE] [--page FILE]
 
 Operations: hidden states to loss and gradients ("fused"), the same with a frozen head, log-probs only, the
 loss on given logits, advantages with the loss on given log-probs ("token loss"), and scores of single
@@ -16,7 +16,8 @@ gradients, largest absolute differences of the loss (which is of the size of an 
 --no-compile  leaves out torch.compile (25 s a shape; needs a C++ compiler), also inside Liger
 --quick       the small shape, float32, 3 repetitions, no compiling, no chunks
 --history     append the rows to benchmarks/history/kernels.json
---plot        a picture of the newest rows there, or of the JSON file's; docs/images/kernels.svg
+--plot        a picture of the newest rows there, or of the JSON file's: docs/images/kernels.svg
+--page        write them into a page: docs/kernels.md
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, here and in child processes
 
 import harness
+import kernels_page
 import torch
 from harness import Row
 from kernels_case import DTYPES, SHAPES
@@ -250,6 +252,8 @@ def main() -> None:
         from kernels_plot import plot
 
         plot(json.loads((args.json or HISTORY).read_text()), args.plot)
+    if args.page:
+        kernels_page.write(json.loads((args.json or HISTORY).read_text()), args.page)
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -277,6 +281,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small shape, fp32, 3 repetitions, no compiling")
     parser.add_argument("--no-chunks", action="store_true", help="not over the rows of a chunk")
     parser.add_argument("--plot", type=Path, help="picture of the newest rows")
+    parser.add_argument("--page", type=Path, help="page to write the newest rows into")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--history", action="store_true", help=f"append to {HISTORY.name}")
     args = parser.parse_args()

@@ -193,7 +193,8 @@ def restrl(case: Case, chunk_rows: int | None = None, masked: float = 0.0, entro
 def restrl_log_probs(case: Case) -> Callable[[], Tensor]:
     def log_probs() -> Tensor:
         hidden = case.hidden.view(*case.tokens.shape, -1)
-        return ops.token_log_probs(hidden, case.weight, case.tokens, backend=case.backend).log_probs
+        found = ops.token_log_probs(hidden, case.weight, case.tokens, entropies=False, backend=case.backend)
+        return found.log_probs
 
     return log_probs
 

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
+from kernels_page import newest
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
@@ -25,12 +26,8 @@ MANY = 6  # times the roof; bars beyond are cut and labelled
 
 
 def plot(runs: Sequence[dict[str, Any]], path: Path) -> None:
-    """The newest run that has the fused loss; panels of what it has not stay empty."""
-    rows = next(
-        [r for r in run["rows"] if "method" in r]
-        for run in reversed(runs)
-        if any(r.get("operation") == "fused" for r in run["rows"])
-    )
+    """The newest rows of the CPU, or of a GPU if there are none; panels of what they have not stay empty."""
+    rows = newest(runs) or newest(runs, gpu=True)
     plt.rcParams.update({"font.size": 8, "svg.hashsalt": "kernels", "svg.fonttype": "none"})
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), width_ratios=(1.4, 1.4, 1))
     fused = [r for r in rows if r["operation"] == "fused"]
