@@ -12,7 +12,15 @@ import pytest
 import torch
 from reference_cases import batch
 
-from restrl.reference import PRESETS, LossSpec, entropy_mask, grpo_loss, log_probs_from_logits
+from restrl.reference import (
+    PRESETS,
+    LossSpec,
+    Totals,
+    entropy_mask,
+    grpo_loss,
+    log_probs_from_logits,
+    sampler_ratio,
+)
 
 FROZEN = Path(__file__).parent / "golden" / "trl_grpo_loss.jsonl"
 
@@ -99,6 +107,39 @@ def test_the_entropy_mask_keeps_the_upper_share_of_the_unmasked(rho: float, kept
     assert not found[2].any()
     assert sorted(entropies[found].tolist()) == list(kept)
     assert torch.equal(entropy_mask(entropies.flatten(), mask.flatten(), rho), found.flatten())
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("token_truncate", [[2.0, 0.5, 1.0, 1.0], [0.8, 1.0, 1.0, 1.0]]),
+        ("token_mask", [[0.0, 0.0, 1.0, 1.0], [0.8, 1.0, 1.0, 1.0]]),
+        ("sequence_truncate", [[0.75], [0.8]]),
+        ("sequence_mask", [[0.75], [0.8]]),
+    ],
+)
+def test_sampler_ratios_are_bounded_by_token_or_by_row(mode: Any, expected: list[list[float]]) -> None:
+    old = torch.tensor([[3.0, 0.25, 1.0, math.inf], [0.8, 1.0, 1.0, 7.0]]).log()
+    sampler = torch.tensor([[0.0, 0.0, math.nan, 0.0], [0.0, 0.0, 0.0, math.nan]])
+    mask = torch.tensor([[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
+    torch.testing.assert_close(sampler_ratio(old, sampler, mask, mode, 2.0, 0.5), torch.tensor(expected))
+    whole = sampler_ratio(old, sampler, mask, mode, 0.79 if mode.startswith("sequence") else 5.0, 0.1)
+    assert whole[1, 0].item() == pytest.approx(
+        {"sequence_truncate": 0.79, "sequence_mask": 0.0}.get(mode, 0.8)
+    )
+
+
+def test_totals_of_trl() -> None:
+    """10 tokens here, 60 in the generation batch of 2 processes and 6 forward passes, 3 of them per step."""
+    mask = torch.ones(2, 5)
+    cut: dict[str, Any] = {"gradient_accumulation_steps": 3, "num_processes": 2, "steps_per_generation": 6}
+    cut["num_items_in_batch"] = 60.0
+    assert Totals.as_trl(mask, LossSpec(loss_type="grpo"), **cut) == (6, 30.0, 30.0)
+    assert Totals.as_trl(mask, LossSpec(loss_type="dapo"), **cut) == (6, 15.0, 30.0)
+    assert Totals.as_trl(mask, LossSpec(loss_type="dapo"), release="1.8", **cut) == (6, 30.0, 30.0)
+    half = mask.cumsum(1) > 3
+    assert Totals.as_trl(mask, LossSpec(loss_type="bnpo"), entropy_mask=half, **cut) == (6, 30.0, 12.0)
+    assert Totals.as_trl(mask * 0, LossSpec(loss_type="vespo")) == (2, 1.0, 1.0)
 
 
 # --- log-probs ---
