@@ -1,7 +1,7 @@
 """The losses and the value head beside their peers: time, memory and error, all in the same run.
 
     python benchmarks/bench_kernels.py [--only WORD] [--shape small large] [--dtype fp32 bf16]
-        [--device cuda] [--repeats 7] [--no-compile] [--no-memory] [--no-chunks] [--quick]
+        [--device cuda] [--repeats 5] [--no-compile] [--no-memory] [--no-chunks] [--quick]
         [--json FILE] [--history] [--plot FILE] [--page FILE]
 
 Operations: hidden states to loss and gradients ("fused"), the same with a frozen head, log-probs only, the
@@ -185,39 +185,32 @@ def sweep(spec: Spec, repeats: int, memory: bool) -> list[Row]:
 HEADINGS = ("method", "ms", "p20 .. p80", "/ roof", "/ best peer", "MB", "cold s", "errors")
 
 
-def table(rows: Sequence[Row]) -> str:
-    """One block for every operation, shape and dtype, then what has to be reached."""
-    lines: list[tuple[str, ...]] = []
-    measured = [r for r in rows if isinstance(r, Measured)]
-    for title in dict.fromkeys((r.operation, r.dtype, r.shape) for r in measured):
-        lines += [(), (", ".join(title),), HEADINGS]
-        for r in measured:
-            if (r.operation, r.dtype, r.shape) != title:
-                continue
-            ratio = ["" if x is None else f"{x:.2f}" for x in (r.times_roof, r.times_best_peer)]
-            errors = " ".join(f"{name} {error:.1e}" for name, error in r.errors.items())
-            spread = f"{r.p20:.4g} .. {r.p80:.4g}"
-            memory = "" if r.memory_mb is None else f"{r.memory_mb:.0f}"
-            lines.append((r.method, f"{r.p50:.4g}", spread, *ratio, memory, f"{r.cold_s:.1f}", errors))
-    widths = [max(len(line[i]) for line in lines if len(line) > i + 1) for i in range(len(HEADINGS) - 1)]
-    text = [
-        "  ".join(c.ljust(w) for c, w in zip(line, [*widths, 0], strict=False)).rstrip() for line in lines
-    ]
-    asked = [r for r in rows if not isinstance(r, Measured)]
-    return "\n".join([*text, "", harness.table(asked)] if asked else text)
+def table(rows: Sequence[Measured]) -> str:
+    """The methods of one operation, a line each."""
+    lines = [HEADINGS]
+    for r in rows:
+        ratio = ["" if x is None else f"{x:.2f}" for x in (r.times_roof, r.times_best_peer)]
+        errors = " ".join(f"{name} {error:.1e}" for name, error in r.errors.items())
+        spread = f"{r.p20:.4g} .. {r.p80:.4g}"
+        memory = "" if r.memory_mb is None else f"{r.memory_mb:.0f}"
+        lines.append((r.method, f"{r.p50:.4g}", spread, *ratio, memory, f"{r.cold_s:.1f}", errors))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADINGS) - 1)]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(line, [*widths, 0], strict=True)).rstrip()
+        for line in lines
+    )
 
 
 def specs(args: argparse.Namespace) -> list[Spec]:
-    """What to measure, in this order."""
+    """What to measure, in this order: fused, log-probs and chunks at every shape, others at the first."""
     shapes, dtypes = [SHAPES[name] for name in args.shape], args.dtype
     found = []
     for operation in (*OPERATIONS, "chunks"):
         if args.only not in operation or (args.no_chunks and operation == "chunks"):
             continue
-        for shape in shapes:
-            for dtype in dtypes:
-                if operation != "token loss" or dtype == dtypes[0]:  # log-probs are float32
-                    found.append(Spec(operation, shape, dtype, args.device, not args.no_compile))
+        for shape in shapes if operation in (*WEIGHED, "chunks") else shapes[:1]:
+            for dtype in dtypes if operation not in ("token loss", "chunks") else dtypes[:1]:
+                found.append(Spec(operation, shape, dtype, args.device, not args.no_compile))
     return found
 
 
@@ -236,12 +229,14 @@ def main() -> None:
         print(f"  {spec} ...", flush=True)
         memory = not args.no_memory
         if spec.operation == "chunks":
-            rows += sweep(replace(spec, operation="fused"), args.repeats, memory)
+            found = sweep(replace(spec, operation="fused"), args.repeats, memory)
         else:
-            rows += measure(spec, args.repeats, memory and spec.operation in WEIGHED)
+            found = measure(spec, args.repeats, memory and spec.operation in WEIGHED)
         torch._dynamo.reset()
+        print(table([r for r in found if isinstance(r, Measured)]), flush=True)
+        rows += found
     rows.append(harness.calibrate())
-    print(table(rows))
+    print("", harness.table([r for r in rows if not isinstance(r, Measured)]), sep="\n")
     if args.json:
         args.json.unlink(missing_ok=True)  # one run, not a history
         harness.append(args.json, rows, about)
@@ -275,7 +270,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shape", nargs="+", choices=SHAPES, help="default: small large; on a GPU 0.5B 7B")
     parser.add_argument("--dtype", nargs="+", choices=("fp32", "bf16"), help="default: both; on a GPU bf16")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-compile", action="store_true", help="no torch.compile")
     parser.add_argument("--no-memory", action="store_true", help="no peak memory")
     parser.add_argument("--quick", action="store_true", help="small shape, fp32, 3 repetitions, no compiling")

@@ -106,7 +106,7 @@ def disassemble(option: str, path: Path) -> str:
 
 def report(builds: Sequence[Build], architectures: Sequence[int]) -> bool:
     """Prints the table, a line as soon as it is known; whether all is well."""
-    widths = (32, 18, 4, 5, 9, 6, 5, 6, 4, 0)
+    widths = (28, 24, 4, 5, 9, 6, 5, 6, 4, 0)
     well = True
 
     def show(cells: Sequence[object]) -> None:
