@@ -101,16 +101,17 @@ def grouped_advantages(rewards: Tensor, groups: Tensor, scale: str = "group") ->
     rows = rewards.numel()
     out = torch.empty(rows, dtype=torch.float32, device=rewards.device)
     if rows:
-        advantages_kernel[(triton.cdiv(rows, BLOCK),)](
-            rewards.float().contiguous(),
-            groups.contiguous(),
-            out,
-            rows,
-            EPS,
-            SCALE=SCALES[scale],
-            BLOCK=BLOCK,
-            WIDTH=WIDTH,
-        )
+        with torch.cuda.device_of(rewards):
+            advantages_kernel[(triton.cdiv(rows, BLOCK),)](
+                rewards.float().contiguous(),
+                groups.contiguous(),
+                out,
+                rows,
+                EPS,
+                SCALE=SCALES[scale],
+                BLOCK=BLOCK,
+                WIDTH=WIDTH,
+            )
     return out
 
 

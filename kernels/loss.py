@@ -294,10 +294,10 @@ def token_gradients(
     if entropies is None:
         entropy_weights = None
     want_kl = spec.beta > 0
-    losses = torch.zeros(blocks, device=device)
-    d_log_prob = torch.empty(shape, device=device)
-    d_entropy = None if entropy_weights is None else torch.empty(shape, device=device)
-    kls = torch.empty(shape, device=device) if want_kl else None
+    losses = torch.empty(blocks, dtype=torch.float32, device=device)
+    d_log_prob = torch.empty(shape, dtype=torch.float32, device=device)
+    d_entropy = None if entropy_weights is None else torch.empty_like(d_log_prob)
+    kls = torch.empty_like(d_log_prob) if want_kl else None
     clipped = torch.empty((2, *shape), dtype=torch.uint8, device=device)
     shared = {
         "log_probs": filled(log_probs),
@@ -320,28 +320,27 @@ def token_gradients(
         "BLOCK": BLOCK,
     }
     threshold = spec.off_policy_mask_threshold
-    if not rows * width:
-        pass
-    elif alone is not None:
-        token_kernel[(blocks,)](
-            **shared,
-            **constants(alone),
-            tokens=rows * width,
-            DROP_NEGATIVE=threshold is not None and threshold < 0,
-        )
-    else:
-        sequence_kernel[(blocks,)](
-            **shared,
-            **constants(spec),
-            sampler=filled(sampler),
-            lengths=lengths.contiguous(),
-            K_POS=spec.vespo_k_pos,
-            LAMBDA_POS=spec.vespo_lambda_pos,
-            K_NEG=spec.vespo_k_neg,
-            LAMBDA_NEG=spec.vespo_lambda_neg,
-            SEQUENCE=spec.importance_sampling_level == "sequence",
-            THRESHOLD=threshold,
-        )
+    with torch.cuda.device_of(mask):
+        if blocks and alone is not None:
+            token_kernel[(blocks,)](
+                **shared,
+                **constants(alone),
+                tokens=rows * width,
+                DROP_NEGATIVE=threshold is not None and threshold < 0,
+            )
+        elif blocks:
+            sequence_kernel[(blocks,)](
+                **shared,
+                **constants(spec),
+                sampler=filled(sampler),
+                lengths=lengths.contiguous(),
+                K_POS=spec.vespo_k_pos,
+                LAMBDA_POS=spec.vespo_lambda_pos,
+                K_NEG=spec.vespo_k_neg,
+                LAMBDA_NEG=spec.vespo_lambda_neg,
+                SEQUENCE=spec.importance_sampling_level == "sequence",
+                THRESHOLD=threshold,
+            )
     low, high = clipped.view(torch.bool)
     return TokenGradients(losses.sum(), d_log_prob, d_entropy, kls, low, high)
 

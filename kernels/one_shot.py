@@ -153,37 +153,38 @@ def one_shot(
         return None
     rows, vocabulary = logits.shape
     entropy = entropy or inputs.entropy_weights is not None
-    results = torch.empty(6, rows, device=logits.device)
+    results = torch.empty(6, rows, dtype=torch.float32, device=logits.device)
     flags = torch.empty(2, rows, dtype=torch.uint8, device=logits.device)
     threshold = spec.off_policy_mask_threshold
     block, warps = tile(vocabulary)
     if rows:
-        one_shot_kernel[(rows,)](
-            logits,
-            logits.stride(0),
-            out,
-            out.stride(0),
-            tokens,
-            inputs.advantages,
-            inputs.weights,
-            inputs.entropy_weights,
-            inputs.old,
-            inputs.ref if spec.beta > 0 else None,
-            inputs.importance_ratio,
-            results,
-            flags,
-            rows,
-            vocabulary,
-            transform.inner,
-            transform.outer,
-            CAPPED=transform.capped,
-            ENTROPY=entropy,
-            **constants(alone),
-            DROP_NEGATIVE=threshold is not None and threshold < 0,
-            SHARED=shares_memory(out, logits),
-            BLOCK=block,
-            num_warps=warps,
-        )
+        with torch.cuda.device_of(logits):
+            one_shot_kernel[(rows,)](
+                logits,
+                logits.stride(0),
+                out,
+                out.stride(0),
+                tokens,
+                inputs.advantages,
+                inputs.weights,
+                inputs.entropy_weights,
+                inputs.old,
+                inputs.ref if spec.beta > 0 else None,
+                inputs.importance_ratio,
+                results,
+                flags,
+                rows,
+                vocabulary,
+                transform.inner,
+                transform.outer,
+                CAPPED=transform.capped,
+                ENTROPY=entropy,
+                **constants(alone),
+                DROP_NEGATIVE=threshold is not None and threshold < 0,
+                SHARED=shares_memory(out, logits),
+                BLOCK=block,
+                num_warps=warps,
+            )
     log_probs, entropies, losses, g, c, kl = results
     low, high = flags.view(torch.bool)
     d_entropy = None if inputs.entropy_weights is None else c

@@ -298,24 +298,25 @@ def statistics(
     maxima = made[2] if split else None
     if rows:
         block, warps = tile(vocabulary)
-        logits_statistics_kernel[(rows,)](
-            logits,
-            logits.stride(0),
-            bias,
-            tokens,
-            made[0],
-            entropies,
-            maxima,
-            made[3],
-            width or vocabulary,
-            vocabulary,
-            transform.inner,
-            transform.outer,
-            CAPPED=transform.capped,
-            ENTROPY=entropy,
-            BLOCK=block,
-            num_warps=warps,
-        )
+        with torch.cuda.device_of(logits):
+            logits_statistics_kernel[(rows,)](
+                logits,
+                logits.stride(0),
+                bias,
+                tokens,
+                made[0],
+                entropies,
+                maxima,
+                made[3],
+                width or vocabulary,
+                vocabulary,
+                transform.inner,
+                transform.outer,
+                CAPPED=transform.capped,
+                ENTROPY=entropy,
+                BLOCK=block,
+                num_warps=warps,
+            )
     return made[0], entropies, maxima, made[3]
 
 
@@ -343,28 +344,29 @@ def gradient(
         return
     log_probs, entropies, maxima, log_sums = known
     block, warps = tile(vocabulary)
-    logits_gradient_kernel[(rows,)](
-        logits,
-        logits.stride(0),
-        out,
-        out.stride(0),
-        bias,
-        tokens,
-        log_probs,
-        None if c is None else entropies,
-        maxima,
-        log_sums,
-        g,
-        c,
-        width or vocabulary,
-        vocabulary,
-        transform.inner,
-        transform.outer,
-        CAPPED=transform.capped,
-        SHARED=shares_memory(out, logits),
-        BLOCK=block,
-        num_warps=warps,
-    )
+    with torch.cuda.device_of(logits):
+        logits_gradient_kernel[(rows,)](
+            logits,
+            logits.stride(0),
+            out,
+            out.stride(0),
+            bias,
+            tokens,
+            log_probs,
+            None if c is None else entropies,
+            maxima,
+            log_sums,
+            g,
+            c,
+            width or vocabulary,
+            vocabulary,
+            transform.inner,
+            transform.outer,
+            CAPPED=transform.capped,
+            SHARED=shares_memory(out, logits),
+            BLOCK=block,
+            num_warps=warps,
+        )
 
 
 def shares_memory(one: Tensor, other: Tensor) -> bool:
@@ -391,14 +393,4 @@ BUILDS = (
     _builds(logits_statistics_kernel, "*bf16", "bf16, entropy", bias=None, maxima=None, ENTROPY=True),
     _builds(logits_gradient_kernel, "*fp32", "to bf16 in place", bias=None, out="*bf16", SHARED=True),
     _builds(logits_gradient_kernel, "*fp32", "cap, bias, in place", CAPPED=True, SHARED=True),
-    _builds(
-        logits_gradient_kernel,
-        "*bf16",
-        "bf16, no entropy",
-        bias=None,
-        maxima=None,
-        entropies=None,
-        c=None,
-        SHARED=False,
-    ),
 )

@@ -1,5 +1,6 @@
 """Gradients times the gradient of the loss: nothing but a look at the factor where it is 1."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -25,7 +26,8 @@ def scale_(tensor: Tensor, factor: Tensor) -> None:
         tensor.mul_(factor)
     elif tensor.numel():
         count = tensor.numel()
-        scale_kernel[(triton.cdiv(count, BLOCK),)](tensor, factor, count, BLOCK=BLOCK, num_warps=8)
+        with torch.cuda.device_of(tensor):
+            scale_kernel[(triton.cdiv(count, BLOCK),)](tensor, factor, count, BLOCK=BLOCK, num_warps=8)
 
 
 BUILDS = (

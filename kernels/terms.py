@@ -117,9 +117,10 @@ def token_terms(
 @triton.jit
 def read(pointer, at, live, default):
     """Values where `live`, elsewhere (and without a pointer) the default."""
-    if pointer is None:
-        return tl.zeros_like(at).to(tl.float32) + default
-    return tl.load(pointer + at, mask=live, other=default)
+    values = tl.zeros_like(at).to(tl.float32) + default
+    if pointer is not None:
+        values = tl.load(pointer + at, mask=live, other=default)
+    return values
 
 
 @triton.jit
