@@ -145,6 +145,7 @@ def plan_for(hidden: Tensor, lm_head: Tensor, tokens: Tensor, live: Tensor | Non
         None if options.softcap is None else float(options.softcap),
         float(options.temperature),
         backend,
+        backend is cpu,
     )
 
 

@@ -24,13 +24,14 @@ from restrl.reference.spec import LossSpec
 __all__ = ["chunk_rows", "chunks", "grouped_advantages", "logit_rows", "scale_", "token_gradients"]
 
 BLOCK_ELEMENTS = 1 << 17  # of float32 scratch: half a megabyte, which a core's second-level cache holds
+CHUNK_ROWS = 512  # of float32; twice as many of 16 bits take the same memory
 TILE_ROWS = 2048  # of the weight gradient that a bfloat16 matmul makes at a time
 NEVER = -1e30  # stands for a logit of -inf where it is multiplied by its probability 0
 
 
 def chunk_rows(rows: int, vocabulary: int, hidden: int, dtype_bytes: int) -> int:
-    """The default capacity of the buffer: each chunk reads and writes the weight gradient once more."""
-    return min(rows, 512)
+    """The default capacity: each chunk reads and writes the weight gradient (float32) once more."""
+    return max(1, min(rows, CHUNK_ROWS if dtype_bytes > 2 else 2 * CHUNK_ROWS))
 
 
 def grouped_advantages(rewards: Tensor, groups: Tensor, scale: Scale) -> Tensor:
@@ -190,7 +191,7 @@ class CpuChunks:
                 part.copy_(dz)
 
     def _weight_gradient(self, buffer: Tensor, scaled: Tensor, d_weight: Tensor, first: bool) -> None:
-        if not self.rounded:
+        if d_weight.dtype == buffer.dtype:
             d_weight.addmm_(buffer.T, scaled, beta=0 if first else 1)
             return
         tile = scaled.new_empty(min(TILE_ROWS, d_weight.shape[0]), d_weight.shape[1])

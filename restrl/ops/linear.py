@@ -85,6 +85,7 @@ class Plan:
     softcap: float | None
     temperature: float
     backend: ModuleType
+    one_product: bool  # the backend can write a weight gradient that needs no sum in the weight's own type
 
     @property
     def accumulator(self) -> torch.dtype:
@@ -164,7 +165,8 @@ def gradient_pass(
         new = torch.empty if plan.live is None and spans else torch.zeros
         d_hidden = new(hidden.shape, dtype=hidden.dtype, device=hidden.device)
     if wanted.weight:
-        d_weight = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+        single = plan.one_product and len(spans) <= 1 and weight.dtype == plan.dtype
+        d_weight = torch.empty(weight.shape, dtype=weight.dtype if single else dtype, device=weight.device)
         d_weight[v if spans else 0 :] = 0
     if wanted.bias:
         d_bias = weight.new_zeros(weight.shape[0], dtype=dtype)
