@@ -281,7 +281,7 @@ def test_a_candidate_ends_with_a_killed_zygote() -> None:
     with verifier:
         thread = threading.Thread(target=lambda: verifier.verify([(_problem("calls"), program.format(name))]))
         thread.start()
-        ended = []
+        ended: list[int] = []
         deadline = time.monotonic() + 20
         while len(ended) < 3 and time.monotonic() < deadline:  # it is tried three times
             time.sleep(0.02)

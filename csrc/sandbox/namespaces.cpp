@@ -43,10 +43,11 @@ void write_text(int proc, const char* path, const std::string& text) {
   must(done, path);
 }
 
-void make_directories(const std::string& path) {
+// Directories on the way to what is bound can be passed, not listed: their names are the machine's.
+void make_directories(const std::string& path, mode_t mode = 0111) {
   for (std::size_t at = path.find('/', 1);; at = path.find('/', at + 1)) {
     const std::string part = path.substr(0, at);
-    if (mkdir(part.c_str(), 0755) != 0 && errno != EEXIST) throw SandboxError("mkdir " + part);
+    if (mkdir(part.c_str(), mode) != 0 && errno != EEXIST) throw SandboxError("mkdir " + part);
     if (at == std::string::npos) return;
   }
 }
@@ -111,7 +112,7 @@ void build_root(const std::vector<std::string>& readable) {
   for (const char* device : {"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"}) {
     bind(std::string("/old") + device, std::string("/new") + device, kReadOnly | kNoSuid);
   }
-  make_directories("/new/tmp");
+  make_directories("/new/tmp", 0755);
   must(chdir("/new") == 0 && syscall(SYS_pivot_root, ".", ".") == 0, "second pivot_root");
   must(umount2(".", MNT_DETACH) == 0 && chdir("/") == 0, "leave the old root");
   set_attributes("/", kReadOnly | kNoSuid | kNoDev, false);
