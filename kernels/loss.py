@@ -16,7 +16,7 @@ from restrl.kernels.build import Build
 from restrl.kernels.terms import at_most, constants, finish_tokens, read, token_terms
 from restrl.reference.derivatives import TokenGradients
 from restrl.reference.spec import LossSpec
-from restrl.reference.terms import VESPO_LOG_MAX, VESPO_LOG_MIN, check_inputs
+from restrl.reference.terms import VESPO_LOG_MAX, VESPO_LOG_MIN, check_advantages, check_inputs
 
 BLOCK = 512  # tokens a program takes at a time
 LOG_MIN = tl.constexpr(VESPO_LOG_MIN)
@@ -277,8 +277,8 @@ def token_gradients(
 ) -> TokenGradients:
     """`restrl.reference.token_gradients` in float32: the same arguments, the same results, one launch."""
     check_inputs(spec, mask, entropies, ref, importance_ratio, entropy_mask)
-    shape, (rows, width) = mask.shape, mask.shape
-    device = mask.device
+    check_advantages(advantages, mask)
+    shape, (rows, width), device = mask.shape, mask.shape, mask.device
 
     def filled(tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor | None:
         return None if tensor is None else tensor.to(dtype).expand(shape).contiguous()
@@ -293,16 +293,15 @@ def token_gradients(
     blocks = rows if alone is None else triton.cdiv(rows * width, BLOCK)
     if entropies is None:
         entropy_weights = None
-    want_kl = spec.beta > 0
     losses = torch.empty(blocks, dtype=torch.float32, device=device)
     d_log_prob = torch.empty(shape, dtype=torch.float32, device=device)
     d_entropy = None if entropy_weights is None else torch.empty_like(d_log_prob)
-    kls = torch.empty_like(d_log_prob) if want_kl else None
+    kls = torch.empty_like(d_log_prob) if spec.beta > 0 else None
     clipped = torch.empty((2, *shape), dtype=torch.uint8, device=device)
     shared = {
         "log_probs": filled(log_probs),
         "old": filled(old),
-        "ref": filled(ref) if want_kl else None,
+        "ref": filled(ref) if spec.beta > 0 else None,
         "importance": filled(importance_ratio),
         "entropies": filled(entropies) if d_entropy is not None else None,
         "mask": flags(mask),
@@ -352,7 +351,21 @@ TYPES = {
     "width": "i32",
 }
 FULL = LossSpec(loss_type="dapo", delta=1.5, beta=0.04, use_bias_correction_kl=True)
+OPTIONAL = ("old", "ref", "entropies", "entropy_weights", "d_entropy", "kls", "entropy_mask")
+BARE = {name: kind for name, kind in TYPES.items() if name not in OPTIONAL}
+POWERS = {"K_POS": 2.0, "LAMBDA_POS": 3.0, "K_NEG": 3.0, "LAMBDA_NEG": 2.0}
 BUILDS = (
+    Build(
+        token_kernel,
+        {**BARE, "tokens": "i32"},
+        {
+            **constants(LossSpec()),
+            **dict.fromkeys((*OPTIONAL, "importance")),
+            "DROP_NEGATIVE": False,
+            "BLOCK": BLOCK,
+        },
+        note="clip alone",
+    ),
     Build(
         token_kernel,
         {**TYPES, "importance": "*fp32", "tokens": "i32"},
@@ -364,7 +377,7 @@ BUILDS = (
         {**TYPES, "importance": "*fp32", "sampler": "*fp32", "lengths": "*fp32"},
         {
             **constants(FULL),
-            **dict(zip(("K_POS", "LAMBDA_POS", "K_NEG", "LAMBDA_NEG"), (2.0, 3.0, 3.0, 2.0), strict=True)),
+            **POWERS,
             "SEQUENCE": True,
             "THRESHOLD": 0.1,
             "BLOCK": BLOCK,
@@ -373,17 +386,11 @@ BUILDS = (
     ),
     Build(
         sequence_kernel,
+        {**BARE, "importance": "*fp32", "lengths": "*fp32"},
         {
-            **{name: kind for name, kind in TYPES.items() if name not in ("entropies", "entropy_weights")},
-            "importance": "*fp32",
-            "lengths": "*fp32",
-        },
-        {
-            **constants(LossSpec(loss_type="vespo", beta=0.04)),
-            **dict(zip(("K_POS", "LAMBDA_POS", "K_NEG", "LAMBDA_NEG"), (2.0, 3.0, 3.0, 2.0), strict=True)),
-            "entropies": None,
-            "entropy_weights": None,
-            "sampler": None,
+            **constants(LossSpec(loss_type="vespo")),
+            **POWERS,
+            **dict.fromkeys((*OPTIONAL, "sampler")),
             "SEQUENCE": False,
             "THRESHOLD": None,
             "BLOCK": BLOCK,

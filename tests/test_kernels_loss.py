@@ -160,6 +160,8 @@ def test_what_the_spec_needs_is_asked_for() -> None:
     x = torch.zeros(1, 1, device=DEVICE)
     with pytest.raises(RestrlError, match="beta"):
         loss.token_gradients(x, None, x, x[0], x, None, x[0], LossSpec(beta=0.1))
+    with pytest.raises(RestrlError, match="advantages"):
+        loss.token_gradients(x, None, x, torch.zeros(2, device=DEVICE), x, None, x[0], LossSpec())
 
 
 def test_twice_the_same() -> None:
