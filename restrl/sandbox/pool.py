@@ -56,7 +56,7 @@ class Task:
 
     seconds    cap on the whole, known before
     priority   a task of a higher one is begun first; of equal ones the one that came first
-    options    plain data for the judge: {"early_exit": bool}
+    options    plain data for the judge: {"problem": bytes that no other tests have, "early_exit": bool}
     """
 
     def __init__(
@@ -65,11 +65,11 @@ class Task:
         tests: bytes,
         seconds: float,
         done: Callable[[dict[str, Any]], None],
+        options: dict[str, Any],
         priority: int = 0,
-        options: dict[str, Any] | None = None,
     ) -> None:
         self.program, self.tests, self.seconds, self.done = program, tests, seconds, done
-        self.priority, self.options = priority, options or {}
+        self.priority, self.options = priority, options
         self.order = -1  # among all tasks; the first submission counts, also for one that is judged again
         self.attempts = 0
         self.cancelled = False

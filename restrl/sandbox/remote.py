@@ -10,7 +10,6 @@ import socket
 import struct
 import sys
 import time
-from pathlib import Path
 from typing import Any, NoReturn
 
 from restrl.sandbox.link import Link, Stopped
@@ -31,10 +30,15 @@ class Unjudgeable(Exception):
     """The tests of the problem cannot be run here, whatever the program: judging again would not help."""
 
 
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read()
+
+
 def _out_of_memory_killings() -> int:
     """Of this machine since it started; 0 where the kernel does not say."""
     try:
-        counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+        counts = dict(line.split() for line in _read("/proc/vmstat").splitlines())
         return int(counts["oom_kill"])
     except (OSError, KeyError, ValueError):
         return 0
@@ -49,8 +53,9 @@ class Zygote:
 
     def __init__(self, settings: dict[str, Any], tests: bool = False) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        here = Path(__file__).resolve().parent
-        program = [sys.executable, "-I", "-S", "-X", "utf8", str(here / "zygote.py"), str(here.parents[1])]
+        here = os.path.dirname(os.path.realpath(__file__))
+        root = os.path.dirname(os.path.dirname(here))
+        program = [sys.executable, "-I", "-S", "-X", "utf8", os.path.join(here, "zygote.py"), root]
         arguments = [*program, CORE_FILE, core.encode({**settings, "tests": tests}).hex()]
         # Above 3, so that the copy to 3 is a real one and is inherited.
         high = socket.socket(fileno=os.dup(theirs.fileno())) if theirs.fileno() == 3 else theirs
@@ -214,8 +219,8 @@ class Candidate(Link):
         """Seconds its first thread has waited for a core so far; 0 where the kernel does not say."""
         more = self.beside._queued() if self.beside is not None else 0.0
         try:
-            pid = Path(f"/proc/self/fdinfo/{self.pidfd}").read_text().split("Pid:")[1].split()[0]
-            return more + int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+            pid = _read(f"/proc/self/fdinfo/{self.pidfd}").split("Pid:")[1].split()[0]
+            return more + int(_read(f"/proc/{pid}/schedstat").split()[1]) / 1e9
         except (OSError, IndexError):
             return more
 

@@ -272,7 +272,8 @@ class Verifier:
         def done(answer: dict[str, Any]) -> None:
             self._finish(key, task, known.tests, answer)
 
-        task = Task(program, known.payload, known.seconds, done, priority, {"early_exit": early_exit})
+        options = {"problem": known.digest.digest(), "early_exit": early_exit}
+        task = Task(program, known.payload, known.seconds, done, options, priority)
         try:
             self._pool.submit(task)
         except RuntimeError as error:
