@@ -25,7 +25,7 @@ import unittest.mock
 from collections.abc import Callable
 from typing import Any
 
-from restrl.sandbox import plain
+from restrl.sandbox import arrays, plain
 from restrl.sandbox.link import Link, Name, Refused, Stopped
 from restrl.sandbox.native import core
 
@@ -180,7 +180,7 @@ def context(settings: dict[str, Any], job: dict[str, Any]) -> None:
 
     def run_there(source: str, env: dict[str, Any] | None = None, _: Any = None) -> None:
         env = names if env is None else env
-        given = {key: value for key, value in env.items() if key != "__builtins__"}
+        given = {key: arrays.pack(value) for key, value in env.items() if key != "__builtins__"}
         try:
             link.send(("run", (source, given), {}))
         except plain.Unserialisable as error:
@@ -188,7 +188,7 @@ def context(settings: dict[str, Any], job: dict[str, Any]) -> None:
         there = set(link.answer())
         for name in job["wanted"]:
             if name in there:
-                env[name] = link.call("get", (name,), {})
+                env[name] = arrays.unpack(link.call("get", (name,), {}))
 
     names["exec"] = run_there
     try:

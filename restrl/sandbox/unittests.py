@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from pathlib import Path
 from typing import Any
 
+from restrl.sandbox import arrays
 from restrl.sandbox.item import Item
 from restrl.sandbox.link import Refused, Stopped
 from restrl.sandbox.native import core
@@ -22,15 +24,16 @@ _LOAD_SECONDS = 20.0  # for test code that imports large packages
 _TAMPERED = "a wrong implementation passes beside this program: it changed the tests"
 
 # In a candidate: runs what DS-1000's tests give to `exec`, and hands out its variables one by one.
-_RUNNER = """\
-_names = {}
+_RUNNER = f"""\
+{Path(arrays.__file__).read_text(encoding="utf-8")}
+_names = {{}}
 def run(code, given):
     global _names
-    _names = given
-    exec(code, given)
-    return [name for name in given if type(name) is str]
+    _names = {{name: unpack(value) for name, value in given.items()}}
+    exec(code, _names)
+    return [name for name in _names if type(name) is str]
 def get(name):
-    return _names[name]
+    return pack(_names[name])
 """
 
 
