@@ -204,7 +204,7 @@ def hostile(rows: Rows, count: int) -> None:
 def interrupted(rows: Rows, rounds: int) -> None:
     """Ctrl-C in the middle, again and again: the verifier goes on, and nothing of the old work is left."""
     late, bad = 0.0, 0
-    with Verifier(workers=2, cache=False) as verifier:
+    with Verifier(workers=2, cache=False, queue=256) as verifier:  # it comes while items are handed in, too
         verifier.verify(numbered(20))
         before = state()
         for n in range(rounds):

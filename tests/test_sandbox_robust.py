@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from sandbox_processes import alive, descendants, held_bytes, judges, zygotes
 from restrl.errors import RestrlError
 from restrl.records import Calls, Check, Problem, Stdio, Tests
 from restrl.sandbox import Verdict, Verifier
+from restrl.stages.verify import verify_file
 
 
 def problem(tests: Tests, **fields: Any) -> Problem:
@@ -279,3 +282,28 @@ def test_memory_descriptors_and_processes_stay_flat() -> None:
         files_after, processes_after, held_after = state()
         assert (files_after, processes_after) == (files, processes)
         assert all(held_after[p] < held[p] + (12 << 20) for p in held)
+
+
+def test_restrl_verify_says_what_the_machinery_failed_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checks = ("import os\ndef check(c): os._exit(1)\n", "def check(c): assert c(1) == 1\n")
+    rows = [
+        {"task_id": f"HumanEval/{i}", "prompt": "def f(x):\n", "entry_point": "f", "test": test,
+         "canonical_solution": "    return x\n"}
+        for i, test in enumerate(checks)
+    ]  # fmt: skip
+    samples = [{"task_id": row["task_id"], "completion": "    return x\n"} for row in rows]
+    for name, lines in (("problems", rows), ("samples", samples)):
+        (tmp_path / name).with_suffix(".jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "out.jsonl"
+    table = verify_file(tmp_path / "problems.jsonl", tmp_path / "samples.jsonl", out, workers=1)
+    assert table["pass@1"] == 1.0  # over what is known: an error of the machinery is no wrong program
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["status"], row["reward"]) for row in written] == [
+        ("infrastructure_error", None),
+        ("passed", 1.0),
+    ]
+    shown = capsys.readouterr().out
+    assert "infrastructure_error 1" in shown
+    assert "3 programs were judged again after a failure of the machinery, 1 could not be judged" in shown

@@ -16,6 +16,7 @@ import platform
 import queue
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -189,6 +190,7 @@ class Verifier:
         try:
             for problem, program in items:
                 pending.append(self.submit(problem, program, priority=priority, early_exit=early_exit))
+            wait(pending)  # one wake-up for all of them
             return [one.result() for one in pending]
         except BaseException:
             for one in pending:
