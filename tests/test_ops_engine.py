@@ -90,6 +90,14 @@ def test_no_gradient_no_work():
     assert torch.equal(out.log_probs, loss_of(model, chunk_rows=8).log_probs)
 
 
+def test_nothing_of_the_size_of_all_logits_is_ever_made():
+    model = random_model(2, rows=6, width=50, hidden=12, vocabulary=500).to(torch.float32)
+    for spec in (LossSpec(), LossSpec(top_entropy_quantile=0.5, entropy_coef=0.1)):
+        with Work() as work:
+            loss_of(model, spec, chunk_rows=8).loss.backward()
+        assert work.largest == 2 * 8 * 500  # the scratch blocks of 8 rows; all rows have 150000 logits
+
+
 def test_rows_without_gradient_are_not_computed():
     model = random_model(2)
     model.mask[0] = 0

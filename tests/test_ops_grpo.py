@@ -87,11 +87,12 @@ def test_float32_does_not_depend_on_the_chunk_size():
         assert all(distance(x, y) < 1e-6 for x, y in zip(one, found[-1], strict=True))
 
 
+@pytest.mark.parametrize("chunk_rows", [32, None])  # the head's gradient is summed, or one product
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize(
     ("dtype", "near", "tolerance"), [(torch.bfloat16, 0.03, 1.5e-2), (torch.float16, 2e-5, 2e-3)]
 )
-def test_sixteen_bits(level, dtype, near, tolerance):
+def test_sixteen_bits(level, dtype, near, tolerance, chunk_rows):
     """Against float64 on the same 16-bit numbers; ratios stand away from the bounds, where gradients jump."""
     model = random_model(7, rows=6, width=20, hidden=48, vocabulary=300).to(dtype)
     exact = model.to(torch.float64)
@@ -103,7 +104,7 @@ def test_sixteen_bits(level, dtype, near, tolerance):
     expected = oracle_loss(exact, spec, advantages, old=old)
     out = grpo_loss(
         model.hidden, model.lm_head, model.tokens, spec=spec, advantages=advantages, mask=model.mask, old=old,
-        chunk_rows=32,
+        chunk_rows=chunk_rows,
     )  # fmt: skip
     assert out.log_probs.dtype == torch.float32
     assert float((out.log_probs - log_probs.detach().where(out.computed, 0.0)).abs().max()) < near

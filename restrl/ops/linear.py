@@ -169,7 +169,8 @@ def gradient_pass(
         d_weight = torch.empty(weight.shape, dtype=weight.dtype if single else dtype, device=weight.device)
         d_weight[v if spans else 0 :] = 0
     if wanted.bias:
-        d_bias = weight.new_zeros(weight.shape[0], dtype=dtype)
+        d_bias = torch.empty(weight.shape[0], dtype=dtype, device=weight.device)
+        d_bias[v if spans else 0 :] = 0
     with torch.autocast(hidden.device.type, enabled=False):
         if spans:
             capacity = max(span.stop - span.start for span in spans)
