@@ -127,7 +127,8 @@ def report(builds: Sequence[Build], architectures: Sequence[int]) -> bool:
                     Exception
                 ) as error:  # whatever one kernel's compiler raises, the others are compiled too
                     well = False
-                    show((*about, *[""] * 5, f" FAILED: {type(error).__name__}: {error}"))
+                    why = " ".join(f"{type(error).__name__}: {error}".split())
+                    show((*about, *[""] * 5, f" FAILED: {why}"))
                     continue
                 well &= not c.complaint
                 verdict = f" BAD: {c.complaint}" if c.complaint else ""

@@ -86,7 +86,7 @@ def fine(x, y, n, BLOCK: tl.constexpr):
 TYPES = {"x": "*fp32", "y": "*fp32", "n": "i32"}
 BUILDS = (
     Build(wide, TYPES, {"BLOCK": 128}),
-    Build(spilling, TYPES, {"BLOCK": 32768}, num_warps=1),
+    Build(spilling, TYPES, {"BLOCK": 8192}, num_warps=1),
     Build(broken, {"x": "*fp32", "y": "*fp32"}, {"BLOCK": 128}),
     Build(fine, {"x": "*fp32", "y": "*fp32"}, {"BLOCK": 128}),
     Build(fine, TYPES, {"BLOCK": 128}, note="as listed"),
