@@ -283,7 +283,7 @@ def test_livecodebench_rows(verifier: Verifier, tmp_path: Path) -> None:
     number, text, near = judge(
         verifier,
         stdin,
-        "print(sum(map(int, input().split())))",
+        "print(reduce(operator.add, map(int, sys.stdin.readline().split())))",  # the usual names are there
         "print('three')",
         "print(sum(map(int, input().split())) + 1e-9)",
     )

@@ -11,8 +11,8 @@ from restrl.errors import RestrlError
 from restrl.problems.typed import typed_arguments
 from restrl.records import Asserts, Calls, Check, Context, Inputs, Problem, Stdio, Unittest
 
-# Call-based APPS programs were written where these names are there already.
-_APPS_NAMES = """\
+# Call-based APPS programs, and all of LiveCodeBench, were written where these names are there already.
+_USUAL_NAMES = """\
 import bisect, collections, copy, fractions, functools, heapq, itertools, math, operator, random, re
 import string, sys, time
 from bisect import bisect_left, bisect_right, insort
@@ -42,7 +42,7 @@ def judge_tests(problem: Problem) -> dict[str, Any]:
             "inputs": tests.args,
             "expected": tests.expected,
             "wrapped": tests.wrapped,
-            "before": _APPS_NAMES if problem.source in ("apps", "livecodebench") else "",
+            "before": _USUAL_NAMES if problem.source in ("apps", "livecodebench") else "",
         }
     elif isinstance(tests, Stdio):
         if len(tests.inputs) != len(tests.outputs):
@@ -54,6 +54,7 @@ def judge_tests(problem: Problem) -> dict[str, Any]:
             "inputs": tests.inputs,
             "outputs": tests.outputs,
             "tolerant": problem.source == "apps",
+            "before": _USUAL_NAMES if problem.source == "livecodebench" else "",
         }
     elif isinstance(tests, Check):
         data = {

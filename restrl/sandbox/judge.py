@@ -110,7 +110,8 @@ def judge_stdio(item: Item) -> None:
         out, into = os.pipe()
         try:
             item.finish()
-            candidate = item.candidate = Candidate(item.zygote, ("script", item.program), (stdin, into))
+            job = ("script", item.program, tests["before"])
+            candidate = item.candidate = Candidate(item.zygote, job, (stdin, into))
         finally:
             os.close(stdin)
             os.close(into)

@@ -161,12 +161,14 @@ class Candidate:
             else:
                 self._send_value(value)
 
-    def script(self, source: str) -> None:
-        """Run as `python program.py` would, and end the process."""
+    def script(self, source: str, before: str) -> None:
+        """Run as `python program.py` would, with the names that `before` imports, and end the process."""
         sys.modules["__main__"] = self._module("__main__")
         sys.argv = ["program.py"]
         code = 0
         try:
+            if before:
+                exec(compile(before, "<setup>", "exec", dont_inherit=True), self.names)
             exec(compile(source, "<program>", "exec", dont_inherit=True), self.names)
         except SystemExit as error:
             code = 0 if error.code is None else error.code if isinstance(error.code, int) else 1
