@@ -11,7 +11,7 @@ The gradient of the head is summed over chunks in float32, in a fixed order: res
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -95,7 +95,7 @@ class Plan:
     def only(self, rows: Tensor) -> Plan:
         """The plan for some of the live rows."""
         live = rows if self.live is None else self.live[rows]
-        return Plan(**{**self.__dict__, "tokens": self.tokens[rows], "live": live})
+        return replace(self, tokens=self.tokens[rows], live=live)
 
     def spans(self) -> list[slice]:
         """Chunks that fill the buffer."""
