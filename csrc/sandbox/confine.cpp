@@ -32,17 +32,21 @@ void limit(int resource, const char* name, std::uint64_t soft, std::uint64_t har
 
 }  // namespace
 
-void set_limits(const Params& params, std::uint64_t others) {
-  limit(RLIMIT_AS, "RLIMIT_AS", params.memory_bytes, params.memory_bytes);
-  limit(RLIMIT_CPU, "RLIMIT_CPU", params.cpu_seconds, params.cpu_seconds + 1);
+void set_common_limits() {
   limit(RLIMIT_CORE, "RLIMIT_CORE", 0, 0);
   limit(RLIMIT_FSIZE, "RLIMIT_FSIZE", 64 << 20, 64 << 20);
-  limit(RLIMIT_NOFILE, "RLIMIT_NOFILE", params.open_files, params.open_files);
   limit(RLIMIT_MSGQUEUE, "RLIMIT_MSGQUEUE", 0, 0);
   limit(RLIMIT_MEMLOCK, "RLIMIT_MEMLOCK", 0, 0);
   // POSIX timers take from this count, which all processes of a user share.
   limit(RLIMIT_SIGPENDING, "RLIMIT_SIGPENDING", 64, 64);
-  // So do threads, outside a user namespace of one's own.
+}
+
+void set_limits(const Params& params, std::uint64_t others) {
+  limit(RLIMIT_AS, "RLIMIT_AS", params.memory_bytes, params.memory_bytes);
+  limit(RLIMIT_CPU, "RLIMIT_CPU", params.cpu_seconds, params.cpu_seconds + 1);
+  // Not the zygote's: how many descriptors a user may have under way in messages is read from the sender's.
+  limit(RLIMIT_NOFILE, "RLIMIT_NOFILE", params.open_files, params.open_files);
+  // Threads count with all processes of a user, outside a user namespace of one's own.
   limit(RLIMIT_NPROC, "RLIMIT_NPROC", params.processes + others, params.processes + others);
 }
 

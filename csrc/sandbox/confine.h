@@ -44,9 +44,11 @@ int landlock_version();
 int make_landlock_ruleset(const std::vector<std::string>& readable, const std::vector<std::string>& writable);
 void apply_landlock(int ruleset);
 
-// Only the system calls an ordinary single-process program needs; signals to itself only; no new processes.
-// `own_files`: all it can write to is its own, so it may change modes and times.
-void apply_seccomp(bool own_files);
+// Together: only the system calls an ordinary single-process program needs; signals to itself only; no new
+// processes. The first is the zygote's, inherited by its candidates; the second is put on by each.
+// `own_files`: all that a candidate can write to is its own, so it may change modes and times.
+void apply_zygote_seccomp(bool own_files);
+void apply_candidate_seccomp();
 
 // For a zygote started by root: give up root's user, groups and capabilities for `kNobody`'s.
 void become_nobody();
@@ -64,6 +66,9 @@ std::uint64_t tasks_now();
 
 // `others`: tasks that may count against this process's limit of them, because it shares its user with them.
 void set_limits(const Params& params, std::uint64_t others);
+
+// Those limits that a zygote shares with its candidates; they inherit them.
+void set_common_limits();
 void drop_capabilities();
 void no_new_privileges();
 

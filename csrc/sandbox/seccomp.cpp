@@ -1,8 +1,10 @@
 // The system calls a candidate may make. An allow list: what is not named fails with EPERM.
 //
 // What an allowed call could do to others decides which of its arguments are let through; each restriction
-// below says what it is against. Landlock is no second wall for calls that change a file's mode or times by
-// path, nor (before its version 6) for signals.
+// below says what it is against. There are two filters, and a call must pass both: the zygote puts the long
+// one on itself once, and every candidate a short one that takes away what only a zygote needs (to install a
+// filter costs time for every instruction of it). Landlock is no second wall for calls that change a file's
+// mode or times by path, nor (before its version 6) for signals.
 #include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
@@ -186,6 +188,12 @@ constexpr int kOnOwnFiles[] = {
 };
 
 constexpr unsigned kDeny = SECCOMP_RET_ERRNO | EPERM;
+// Let through by the zygote's filter, narrowed by the candidate's.
+constexpr int kNarrowed[] = {SYS_clone, SYS_kill, SYS_tgkill, SYS_prlimit64, SYS_prctl};
+
+// New enough for headers to lack them; the same on every architecture.
+constexpr int kLandlockCreate = 444, kLandlockAddRule = 445, kLandlockRestrict = 446;
+
 // Linux's own fcntl commands, the same on both architectures.
 constexpr unsigned kOfdGetLock = 36, kOfdSetLock = 37, kOfdSetLockWait = 38, kGetPipeSize = 1032,
                    kGetSeals = 1034;
@@ -195,14 +203,12 @@ constexpr unsigned arg_low(int i) { return offsetof(seccomp_data, args) + 8 * st
 
 class Filter {
  public:
-  Filter() {
+  explicit Filter(unsigned otherwise) : otherwise_(otherwise) {
     load(kArchOffset);
     code_.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, kArch, 1, 0));
     ret(SECCOMP_RET_KILL_PROCESS);
     load(kNrOffset);
   }
-
-  void allow(int nr) { give(nr, SECCOMP_RET_ALLOW); }
 
   void give(int nr, unsigned action) {
     code_.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<unsigned>(nr), 0, 1));
@@ -238,7 +244,7 @@ class Filter {
   }
 
   void install() {
-    ret(kDeny);
+    ret(otherwise_);
     sock_fprog program{static_cast<unsigned short>(code_.size()), code_.data()};
     if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) != 0) throw SandboxError("seccomp");
   }
@@ -247,31 +253,29 @@ class Filter {
   void load(unsigned offset) { code_.push_back(BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offset)); }
   void ret(unsigned action) { code_.push_back(BPF_STMT(BPF_RET | BPF_K, action)); }
 
+  unsigned otherwise_;  // what becomes of a call that is not named
   std::vector<sock_filter> code_;
 };
 
+// What the zygote and a child before it is confined need, and a confined one must not have.
+constexpr int kZygoteOnly[] = {
+    SYS_sendmsg, SYS_recvmsg, SYS_setns,      SYS_unshare,     SYS_mount,        SYS_capset,
+    SYS_setsid,  SYS_seccomp, SYS_pidfd_open, kLandlockCreate, kLandlockAddRule, kLandlockRestrict,
+};
+
+constexpr unsigned kWhole = 0xffffffffu;
+
 }  // namespace
 
-void apply_seccomp(bool own_files) {
-  constexpr unsigned kWhole = 0xffffffffu;
-  const auto self = static_cast<unsigned>(getpid());
-  Filter filter;
-  for (int nr : kAllowed) filter.allow(nr);
+void apply_zygote_seccomp(bool own_files) {
+  Filter filter(kDeny);
+  for (int nr : kAllowed) filter.give(nr, SECCOMP_RET_ALLOW);
+  for (int nr : kZygoteOnly) filter.give(nr, SECCOMP_RET_ALLOW);
+  for (int nr : kNarrowed) filter.give(nr, SECCOMP_RET_ALLOW);
   if (own_files) {
-    for (int nr : kOnOwnFiles) filter.allow(nr);
+    for (int nr : kOnOwnFiles) filter.give(nr, SECCOMP_RET_ALLOW);
   }
   filter.give(SYS_clone3, SECCOMP_RET_ERRNO | ENOSYS);  // its flags lie in memory; glibc falls back to clone
-
-  // Threads, and no namespaces with them.
-  constexpr unsigned kNamespaces = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC |
-                                   CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET;
-  filter.allow_if(SYS_clone, {{0, CLONE_THREAD | kNamespaces, {CLONE_THREAD}}});
-
-  // Signals and limits: its own only.
-  filter.allow_if(SYS_kill, {{0, kWhole, {self}}});
-  filter.allow_if(SYS_tgkill, {{0, kWhole, {self}}});
-  filter.allow_if(SYS_prlimit64, {{0, kWhole, {0, self}}});
-  filter.allow_if(SYS_prctl, {{0, kWhole, {PR_SET_NAME, PR_GET_NAME, PR_GET_DUMPABLE, PR_SET_VMA}}});
 
   // Not F_SETOWN, F_SETSIG (a chosen signal to any process of the user), F_SETLEASE (holds up whoever opens
   // the file), F_NOTIFY (watches directories), F_SETPIPE_SZ (memory that the user's other pipes then lack).
@@ -284,13 +288,32 @@ void apply_seccomp(bool own_files) {
   filter.allow_if(SYS_ioctl, {{1, kWhole, {0x5401u, 0x5413u, 0x541bu, 0x5421u, 0x5450u, 0x5451u}}});
 
   // A connected pair of streams: a datagram socket could be sent to any path, other families are other code
-  // of the kernel. No descriptors over it (sendmsg), no urgent data, none of the peer's credentials or pidfd.
+  // of the kernel. No urgent data, none of the peer's credentials or pidfd.
   filter.allow_if(SYS_socketpair, {{0, kWhole, {AF_UNIX}}, {1, 0xf, {SOCK_STREAM}}, {2, kWhole, {0}}});
   filter.allow_if(SYS_sendto, {{3, ~unsigned{MSG_NOSIGNAL | MSG_DONTWAIT | MSG_MORE}, {0}}});
   filter.allow_if(SYS_recvfrom, {{3, ~unsigned{MSG_PEEK | MSG_DONTWAIT | MSG_WAITALL | MSG_TRUNC}, {0}}});
   filter.allow_if(SYS_getsockopt,
                   {{1, kWhole, {SOL_SOCKET}},
                    {2, kWhole, {SO_TYPE, SO_ERROR, SO_DOMAIN, SO_PROTOCOL, SO_SNDBUF, SO_RCVBUF}}});
+  filter.install();
+}
+
+void apply_candidate_seccomp() {
+  const auto self = static_cast<unsigned>(getpid());
+  Filter filter(
+      SECCOMP_RET_ALLOW);  // of what the zygote's filter lets through; the kernel takes the stricter
+  for (int nr : kZygoteOnly) filter.give(nr, kDeny);
+
+  // Threads, and no namespaces with them.
+  constexpr unsigned kNamespaces = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC |
+                                   CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET;
+  filter.allow_if(SYS_clone, {{0, CLONE_THREAD | kNamespaces, {CLONE_THREAD}}});
+
+  // Signals and limits: its own only.
+  filter.allow_if(SYS_kill, {{0, kWhole, {self}}});
+  filter.allow_if(SYS_tgkill, {{0, kWhole, {self}}});
+  filter.allow_if(SYS_prlimit64, {{0, kWhole, {0, self}}});
+  filter.allow_if(SYS_prctl, {{0, kWhole, {PR_SET_NAME, PR_GET_NAME, PR_GET_DUMPABLE, PR_SET_VMA}}});
   filter.install();
 }
 

@@ -54,6 +54,9 @@ Zygote::Zygote(int control, const Params& params) : control_(control), params_(p
   }
   if (params_.landlock) ruleset_ = ruleset(false);
   zygote_ = getpid();
+  set_common_limits();
+  no_new_privileges();
+  if (params_.seccomp) apply_zygote_seccomp(params_.namespaces);
 }
 
 int Zygote::ruleset(bool scratch) const {
@@ -117,11 +120,10 @@ void Zygote::in_child(const Request& request) const {
   set_limits(params_, others_);
   drop_capabilities();
   close_to_others();
-  no_new_privileges();
   if (rules >= 0) apply_landlock(rules);
   if (syscall(SYS_close_range, static_cast<unsigned>(kChannel) + 1, ~0u, 0u) != 0)
     throw SandboxError("close_range");
-  if (params_.seccomp) apply_seccomp(params_.namespaces);
+  if (params_.seccomp) apply_candidate_seccomp();
 }
 
 void Zygote::in_parent(pid_t candidate, const Request& request) const {

@@ -55,7 +55,8 @@ bool refused(long result, int reason) { return result < 0 && errno == reason; }
 [[maybe_unused]] void test_seccomp() {
   expect(in_child([] {
            sb::no_new_privileges();
-           sb::apply_seccomp(true);
+           sb::apply_zygote_seccomp(true);
+           sb::apply_candidate_seccomp();
            return refused(fork(), EPERM) && refused(socket(AF_INET, SOCK_STREAM, 0), EPERM) &&
                   refused(kill(getppid(), 0), EPERM) && kill(getpid(), 0) == 0 &&
                   refused(syscall(SYS_memfd_create, "x", 0), EPERM) &&
@@ -67,7 +68,8 @@ bool refused(long result, int reason) { return result < 0 && errno == reason; }
          "seccomp refuses processes, sockets, signals to others, memfd, ptrace, unshare, io_uring");
   expect(in_child([] {
            sb::no_new_privileges();
-           sb::apply_seccomp(true);
+           sb::apply_zygote_seccomp(true);
+           sb::apply_candidate_seccomp();
            int pair[2], sum = 0;
            std::thread thread([&] { sum = 42; });
            thread.join();
@@ -81,7 +83,8 @@ bool refused(long result, int reason) { return result < 0 && errno == reason; }
          "seccomp allows threads, files and stream pairs");
   expect(in_child([] {
            sb::no_new_privileges();
-           sb::apply_seccomp(false);
+           sb::apply_zygote_seccomp(false);
+           sb::apply_candidate_seccomp();
            int ends[2];
            return pipe2(ends, 0) == 0 && fcntl(ends[0], F_GETFL) >= 0 && fcntl(ends[0], F_DUPFD, 9) == 9 &&
                   refused(fcntl(ends[0], F_SETOWN, getppid()), EPERM) &&
@@ -124,6 +127,7 @@ void test_limits() {
            params.namespaces = false;
            params.memory_bytes = sb::own_address_space() + (64 << 20);
            params.cpu_seconds = 7;
+           sb::set_common_limits();
            sb::set_limits(params, 1 << 16);
            rlimit cpu{}, core{};
            getrlimit(RLIMIT_CPU, &cpu);
