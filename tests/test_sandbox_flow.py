@@ -241,10 +241,14 @@ def test_the_cap_of_a_verdict_is_twice_the_time_of_the_reference(kind: str) -> N
         tests = Stdio(inputs=[f"{n}\n" for n in range(count)], outputs=[f"{n}\n" for n in range(count)])
     with Verifier(workers=1, timeout=0.3, cache=False) as verifier:
         # 8 tests of 0.2 s take longer than the cap of 3 limits; only the reference says that this is needed.
-        known = verifier.verify([(problem(tests, reference=slow), slow + "# another\n")])[0]
-        assert known.tests == ("passed",) * count
+        known = problem(tests, reference=slow)
+        first = verifier.verify([(known, slow + "# another\n")])[0]
+        assert first.tests == ("passed",) * count
         if kind != "calls":
             return
+        again = verifier.verify([(known, slow + "# a third\n")])[0]
+        assert again.passed
+        assert again.seconds < 0.55 * first.seconds  # not cut first: the reference's time is known by now
         unknown = verifier.verify([(problem(tests), slow)])[0]
         assert (unknown.tests[0], unknown.tests[-1]) == ("passed", "timeout")
         wrong = verifier.verify([(problem(tests, reference="def f(x): return None"), slow)])[0]

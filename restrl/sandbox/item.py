@@ -70,6 +70,10 @@ class Machinery:
         self._known.move_to_end(key)
         return core.decode(self._known[key], plain.restore)
 
+    def known(self, key: bytes) -> Any:
+        """What `once` found out before; None where it was not asked."""
+        return core.decode(self._known[key], plain.restore) if key in self._known else None
+
     def restart(self) -> None:
         """After a failure of the machinery: zygotes that are whole."""
         self.zygote.close()
