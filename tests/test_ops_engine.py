@@ -90,6 +90,15 @@ def test_no_gradient_no_work():
     assert torch.equal(out.log_probs, loss_of(model, chunk_rows=8).log_probs)
 
 
+def test_chunks_of_whole_completions_stay_within_the_buffer():
+    model = random_model(2)
+    with Work() as work:
+        loss_of(model, LossSpec(importance_sampling_level="sequence"), chunk_rows=9, old=model.mask - 5)
+    taken = [rows for rows in work.rows if rows != 37]  # but for the products that give the head's gradient
+    assert max(taken) <= 9
+    assert len(taken) < 2 * 5  # more than one completion at a time
+
+
 def test_nothing_of_the_size_of_all_logits_is_ever_made():
     model = random_model(2, rows=6, width=50, hidden=12, vocabulary=500).to(torch.float32)
     for spec in (LossSpec(), LossSpec(top_entropy_quantile=0.5, entropy_coef=0.1)):
