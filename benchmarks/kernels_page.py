@@ -21,7 +21,9 @@ def newest(runs: Sequence[dict[str, Any]], gpu: bool = False) -> list[Row]:
     for run in runs:
         if ("gpu" in run["machine"]) != gpu:
             continue
-        rows = [row for row in run["rows"] if "method" in row]
+        load, cores = run["machine"]["load"][0], run["machine"]["cores"]
+        about = f"{run['date']}, commit {run['commit']}, load {load} on {cores} cores"
+        rows = [{**row, "run": about} for row in run["rows"] if "method" in row]
         for key in dict.fromkeys(key_of(row) for row in rows):
             found[key] = [row for row in rows if key_of(row) == key]
     return [row for rows in found.values() for row in rows]
@@ -39,8 +41,9 @@ def write(runs: Sequence[dict[str, Any]], page: Path) -> None:
 
 
 def figures(rows: Sequence[Row]) -> str:
-    """Three tables, of what there is."""
-    return "\n\n".join(filter(None, (_fused(rows), _others(rows), _chunks(rows))))
+    """When they were measured, and three tables, of what there is."""
+    about = "; ".join(dict.fromkeys(row["run"] for row in rows))
+    return "\n\n".join(filter(None, (f"Measured {about}.", _fused(rows), _others(rows), _chunks(rows))))
 
 
 def _fused(rows: Sequence[Row]) -> str:

@@ -88,9 +88,12 @@ def test_the_script_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import bench_kernels
+    import kernels_page
 
-    out, picture = tmp_path / "rows.json", tmp_path / "rows.svg"
+    out, picture, page = tmp_path / "rows.json", tmp_path / "rows.svg", tmp_path / "page.md"
+    page.write_text(f"title\n---\n{kernels_page.BEGIN}\nold\n{kernels_page.END}\n---\nrest\n")
     words = ["--quick", "--shape", "tiny", "--no-memory", "--json", str(out), "--plot", str(picture)]
+    words += ["--page", str(page)]
     monkeypatch.setattr("sys.argv", ["bench_kernels.py", *words])
     bench_kernels.main()
     (run,) = json.loads(out.read_text())
@@ -99,3 +102,15 @@ def test_the_script_runs(
     assert all(row["p20"] <= row["p50"] <= row["p80"] and row["errors"] for row in rows)
     assert "over the matmuls alone" in capsys.readouterr().out
     assert picture.read_text().startswith("<?xml")
+    _, figures, end = page.read_text().split("---\n")
+    assert end == "rest\n"
+    assert "| restrl | " in figures
+    assert "| token loss, fp32, N32 H32 V300 | " in figures
+
+
+def test_the_page_has_the_newest_rows_of_the_history() -> None:
+    import kernels_page
+
+    history = json.loads((BENCHMARKS / "history" / "kernels.json").read_text("utf-8"))
+    page = (BENCHMARKS.parent / "docs" / "kernels.md").read_text("utf-8")
+    assert kernels_page.figures(kernels_page.newest(history)) in page
