@@ -27,6 +27,7 @@ from restrl.sandbox import Verdict, Verifier, arrays, plain
 from restrl.sandbox.compare import same_result
 from restrl.sandbox.native import core
 from restrl.stages.validate import validate_file
+from restrl.stages.verify import verify_file
 
 _DATA = Path(os.environ.get("RESTRL_SHARED_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 
@@ -308,6 +309,26 @@ def test_livecodebench_by_date(tmp_path: Path) -> None:
     load(tmp_path, {k: v for k, v in STDIN.items() if k != "contest_date"})
     with pytest.raises(RestrlError, match="1 has no contest_date"):
         ids(until=date(2025, 1, 1))
+
+
+def test_verify_by_date(tmp_path: Path) -> None:
+    load(tmp_path, STDIN, {**STDIN, "question_id": "3", "contest_date": "2024-07-01"})
+    samples, out = tmp_path / "samples.jsonl", tmp_path / "out.jsonl"
+    rows = [{"task_id": i, "solution": "print(sum(map(int, input().split())))"} for i in ("1", "3", "1")]
+    samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def verified(**window: date) -> list[tuple[str, int, bool, str]]:
+        verify_file(tmp_path / "problems.jsonl", samples, out, workers=1, quiet=True, **window)  # type: ignore[arg-type]
+        found = [json.loads(line) for line in out.read_text().splitlines()]
+        return [(r["task_id"], r["sample"], r["passed"], r["mode"]) for r in found]
+
+    old = [("1", 0, True, "stdio"), ("1", 1, True, "stdio")]
+    assert verified() == [old[0], ("3", 0, True, "stdio"), old[1]]
+    assert verified(until=date(2024, 6, 1)) == old
+    assert verified(since=date(2024, 6, 1)) == [("3", 0, True, "stdio")]
+    samples.write_text(json.dumps(rows[0]) + "\n")
+    with pytest.raises(RestrlError, match="no sample is of a problem whose contest was held then"):
+        verified(since=date(2024, 6, 1))
 
 
 _RUN = f"/tmp/restrl-pickle-was-run-{os.getpid()}"

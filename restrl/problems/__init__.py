@@ -17,7 +17,7 @@ from restrl.problems import apps, bigcodebench, ds1000, evalplus, humaneval, liv
 from restrl.problems.files import Fields, LeftOut, read_fields
 from restrl.records import Problem
 
-__all__ = ["FORMATS", "find_problem", "load_problems"]
+__all__ = ["FORMATS", "find_problem", "held_between", "load_problems"]
 
 
 def _record(row: Fields) -> Problem:
@@ -83,15 +83,22 @@ def load_problems(
         problems.append(problem)
     if not problems:
         raise RestrlError(f"{path}: no problem in it has tests")
-    if since is not None or until is not None:
-        problems = _held(problems, since or date.min, until or date.max, path)
+    problems = held_between(problems, since, until, path)
     if untested:
         warnings.warn(f"{path}: {untested} problems have no tests and are left out", stacklevel=2)
     return problems
 
 
-def _held(problems: list[Problem], since: date, until: date, path: Path) -> list[Problem]:
-    """The problems of contests from `since` to `until`."""
+def held_between(
+    problems: list[Problem], since: date | None, until: date | None, path: str | Path
+) -> list[Problem]:
+    """The problems of contests held from `since` to `until`; all where neither is given.
+
+    Raises RestrlError, naming the file, for a problem without a date, and where none is left.
+    """
+    if since is None and until is None:
+        return problems
+    since, until = since or date.min, until or date.max
     kept = []
     for problem in problems:
         if "contest_date" not in problem.meta:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from restrl.errors import RestrlError
 from restrl.metrics import mean_pass_at_k, pass_table
-from restrl.problems import find_problem, load_problems
+from restrl.problems import find_problem, held_between, load_problems
 from restrl.problems.files import Fields, read_fields
 from restrl.progress import Progress
 from restrl.records import Problem
@@ -36,12 +36,17 @@ def verify_file(
     A row of `out`, in the order of `samples`: {"task_id", "sample" (its number within the task), "status",
     "passed", "reward" (null for infrastructure_error), "tests", "seconds", "isolation", "mode"}. It appears
     whole or not at all. Returns and prints {"pass@k"}: for `ks`, or for those of 1, 10, 100 that every
-    problem has samples for. `since` and `until` choose problems by the date of their contest.
+    problem has samples for. `since` and `until` choose problems by the date of their contest; samples of the
+    others are passed over.
 
     Raises RestrlError for unknown ids (file and line), unreadable files, or a k above a problem's samples.
     """
-    known = {p.task_id: p for p in load_problems(problems, format, since=since, until=until)}
+    known = {p.task_id: p for p in load_problems(problems, format)}
+    chosen = {p.task_id for p in held_between(list(known.values()), since, until, problems)}
     items = [_item(row, known, Path(problems)) for row in read_fields(Path(samples))]
+    items = [item for item in items if item[0].task_id in chosen]
+    if not items:
+        raise RestrlError(f"{samples}: no sample is of a problem whose contest was held then")
     numbers: collections.Counter[str] = collections.Counter()
     rows: list[Row] = []
     for k in ks or ():
@@ -65,7 +70,7 @@ def verify_file(
     counts = _counts(rows)
     table = {f"pass@{k}": mean_pass_at_k(counts, k) for k in ks} if ks else pass_table(counts)
     if not quiet:
-        _print(rows, len(known), table)
+        _print(rows, len(chosen), table)
         if stats.retries:
             print(
                 f"{stats.retries} programs were judged again after a failure of the machinery, "
