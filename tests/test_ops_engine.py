@@ -19,7 +19,7 @@ from restrl.ops import (
     grpo_loss_from_logits,
     token_log_probs,
 )
-from restrl.reference import LossSpec, advantages_by_group
+from restrl.reference import LossSpec, Totals, advantages_by_group
 
 torch.set_num_threads(1)
 
@@ -93,9 +93,9 @@ def test_no_gradient_no_work():
 def test_chunks_of_whole_completions_stay_within_the_buffer():
     model = random_model(2)
     with Work() as work:
-        loss_of(model, LossSpec(importance_sampling_level="sequence"), chunk_rows=9, old=model.mask - 5)
+        loss_of(model, LossSpec(importance_sampling_level="sequence"), chunk_rows=12, old=model.mask - 5)
     taken = [rows for rows in work.rows if rows != 37]  # but for the products that give the head's gradient
-    assert max(taken) <= 9
+    assert max(taken) <= 12
     assert len(taken) < 2 * 5  # more than one completion at a time
 
 
@@ -421,6 +421,11 @@ def test_grouped_advantages():
         ({"spec": LossSpec(loss_type="vespo"), "importance_ratio": torch.ones(6, 1)}, "per token"),
         ({"temperature": 0.0}, "temperature is 0.0, not above 0"),
         ({"softcap": 0.0}, "softcap is 0.0, not above 0"),
+        ({"softcap": float("inf")}, "softcap is inf, not above 0 and finite"),
+        ({"logit_scale": float("nan")}, "logit_scale is nan, not a finite number"),
+        ({"scale_rewards": "none"}, "scale_rewards 'none' is of rewards, and advantages are given"),
+        ({"spec": LossSpec(entropy_coef=0.1, top_entropy_quantile=0.5), "totals": Totals(6, 42)},
+         "totals.entropy_tokens is not set"),
         ({"chunk_rows": 0}, "chunk_rows is 0, below 1"),
         ({"backend": "cuda"}, "backend 'cuda' is unknown; there are auto, torch, triton"),
         ({"backend": "triton"}, "triton"),
@@ -445,6 +450,8 @@ def test_mistakes_in_packed_rows_and_logits_are_named():
     for lengths, says in (
         (None, "give the completions' lengths"),
         (torch.full((6,), 6), "add up to the 42 tokens"),
+        (torch.ones(42, dtype=torch.bool), "lengths must be .* integers"),
+        (torch.tensor([44, -2, 0, 0, 0, 0]), "lengths holds -2"),
     ):
         with pytest.raises(RestrlError, match=says):
             grpo_loss(flat, model.lm_head, tokens, spec=LossSpec(), advantages=ADVANTAGES, lengths=lengths)
@@ -455,6 +462,9 @@ def test_mistakes_in_packed_rows_and_logits_are_named():
         grpo_loss_from_logits(spread, model.tokens, spec=LossSpec(), advantages=ADVANTAGES, inplace=True)
     with pytest.raises(RestrlError, match="they must agree"):
         cross_entropy_loss(model.hidden, model.lm_head, model.tokens, torch.ones(42))
+    with pytest.raises(RestrlError, match="weights requires a gradient"):
+        weights = torch.ones(6, 7, requires_grad=True)
+        cross_entropy_loss(model.hidden, model.lm_head, model.tokens, weights)
 
 
 def test_imports_without_triton():
