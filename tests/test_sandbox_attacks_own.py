@@ -65,6 +65,7 @@ _FUNCTION: dict[str, Tests] = {
     "message": Check(
         code="def check(c):\n    got = c(3)\n    assert type(got) is int and got == 6, got", entry_point="f"
     ),
+    "idle": Check(code="def check(candidate):\n    pass\n", entry_point="f"),
     "swallow": Check(code=_SWALLOW, entry_point="f"),
     "unittest": Unittest(code=_UNITTEST, entry_point="f"),
     "stdio": Stdio(inputs=["3\n4\n", "10\n-4\n"], outputs=["7\n", "6\n"]),

@@ -63,7 +63,6 @@ constexpr int kAllowed[] = {
     SYS_preadv,
     SYS_pwritev,
     SYS_lseek,
-    SYS_openat,
     SYS_close,
     SYS_close_range,
     SYS_fstat,
@@ -150,7 +149,6 @@ constexpr int kAllowed[] = {
     SYS_getrandom,
     SYS_capget,
 #if defined(__x86_64__)
-    SYS_open,
     SYS_stat,
     SYS_lstat,
     SYS_access,
@@ -274,6 +272,18 @@ void apply_zygote_seccomp(bool own_files) {
   for (int nr : kNarrowed) filter.give(nr, SECCOMP_RET_ALLOW);
   if (own_files) {
     for (int nr : kOnOwnFiles) filter.give(nr, SECCOMP_RET_ALLOW);
+    filter.give(SYS_openat, SECCOMP_RET_ALLOW);
+#if defined(__x86_64__)
+    filter.give(SYS_open, SECCOMP_RET_ALLOW);
+#endif
+  } else {
+    // Landlock asks for rights by what the descriptor can do: for access mode 3, which can do neither, for
+    // none, and before its version 3 not for O_TRUNC. Together these would empty any file of the user.
+    const unsigned looked_at = O_ACCMODE | (landlock_version() < 3 ? O_TRUNC : 0);
+    filter.allow_if(SYS_openat, {{2, looked_at, {O_RDONLY, O_WRONLY, O_RDWR}}});
+#if defined(__x86_64__)
+    filter.allow_if(SYS_open, {{1, looked_at, {O_RDONLY, O_WRONLY, O_RDWR}}});
+#endif
   }
   filter.give(SYS_clone3, SECCOMP_RET_ERRNO | ENOSYS);  // its flags lie in memory; glibc falls back to clone
 

@@ -93,6 +93,8 @@ bool refused(long result, int reason) { return result < 0 && errno == reason; }
                   refused(fcntl(ends[0], 1031 /* F_SETPIPE_SZ */, 1 << 20), EPERM) &&
                   refused(flock(ends[0], LOCK_EX), EPERM) && refused(fchmod(ends[0], 0600), EPERM) &&
                   refused(chmod("/dev/null", 0666), EPERM) && refused(truncate("/dev/null", 0), EPERM) &&
+                  refused(open("/dev/null", O_ACCMODE), EPERM) &&
+                  open("/dev/null", O_WRONLY | O_TRUNC) >= 0 &&
                   refused(utimensat(AT_FDCWD, "/dev/null", nullptr, 0), EPERM) &&
                   refused(socketpair(AF_INET, SOCK_STREAM, 0, ends), EPERM);
          }),

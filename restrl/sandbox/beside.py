@@ -137,6 +137,8 @@ def _run_method(names: dict[str, Any], method: str, link: Link | None) -> tuple[
         test = names[class_name](name)
         result = _Result(link)
         unittest.TestSuite([test]).run(result)
+        if link is not None and result.passed:
+            link.loaded()
     except BaseException as error:
         return _judged(error, link), None
     if link is not None and link.stop is not None:  # tests with a bare `except` do not notice

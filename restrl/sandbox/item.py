@@ -192,6 +192,8 @@ class Item:
         self.arm(candidate)
         try:
             passed = test()
+            if passed and self.tests["kind"] in ("check", "asserts"):
+                candidate.loaded()
             if candidate.stop is not None and self.tests["kind"] != "stdio":
                 raise candidate.stop  # tests with a bare `except` do not notice
             status, detail = ("passed", "") if passed else ("failed", "wrong answer")

@@ -33,6 +33,7 @@ class Link:
     def __init__(self) -> None:
         self.raised: list[BaseException] = []  # what calls raised: the program's errors, not the tests'
         self.stop: Stopped | None = None  # why it answers no more, whatever the tests made of that
+        self.heard = False  # whether it ever answered
 
     # -- how messages get there and back
 
@@ -61,6 +62,11 @@ class Link:
         self.send((target, args, kwargs))  # one that hung up before may have said why: that is its answer
         return self.answer()
 
+    def loaded(self) -> None:
+        """Raises what a call would if the program did not load or has ended; asks where no test called it."""
+        if not self.heard:
+            self.call("(lambda: 0)", (), {})
+
     def answer(self) -> Any:
         """The next answer: a value, or the exception it describes is raised."""
         try:
@@ -68,6 +74,7 @@ class Link:
         except Stopped as stop:
             self.stop = self.stop or stop
             raise
+        self.heard = True
         try:
             message = core.decode(data, self._restore, MAX_OBJECTS)
             kind, *rest = message
