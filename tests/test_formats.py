@@ -34,7 +34,13 @@ _DATA = Path(os.environ.get("RESTRL_SHARED_DATA", Path(__file__).parents[1] / ".
 
 @pytest.fixture(scope="module")
 def verifier() -> Iterator[Verifier]:
-    with Verifier(workers=1, timeout=2.0) as v:
+    with Verifier(workers=1, timeout=10.0) as v:
+        yield v
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[Verifier]:
+    with Verifier(workers=1, timeout=1.5) as v:
         yield v
 
 
@@ -121,10 +127,10 @@ def test_evalplus_verdicts_by_input(verifier: Verifier, tmp_path: Path) -> None:
     assert tupled.passed
 
 
-def test_the_gold_solution_says_what_cannot_be_judged(verifier: Verifier, tmp_path: Path) -> None:
+def test_the_gold_solution_says_what_cannot_be_judged(hasty: Verifier, tmp_path: Path) -> None:
     def detail(row: dict[str, Any]) -> str:
         (p,) = load(tmp_path, row)
-        (verdict,) = judge(verifier, p, p.reference or "")
+        (verdict,) = judge(hasty, p, p.reference or "")
         assert (verdict.status, verdict.reward, verdict.tests) == ("infrastructure_error", None, ())
         return verdict.detail
 
@@ -133,8 +139,8 @@ def test_the_gold_solution_says_what_cannot_be_judged(verifier: Verifier, tmp_pa
     assert "stops at input 0: time limit" in detail({**HALF, "canonical_solution": "    while True: pass\n"})
     assert "is no plain data" in detail({**HALF, "canonical_solution": "    return open\n"})
     (p,) = load(tmp_path, {**HALF, "base_input": [[1], [-3]]})  # HumanEval/116 has such a one
-    assert judge(verifier, p, p.reference or "")[0].passed
-    assert verifier.verify([(p, "def half(x): return x")])[0].reward == 0.0
+    assert judge(hasty, p, p.reference or "")[0].passed
+    assert judge(hasty, p, "def half(x): return x")[0].reward == 0.0
 
 
 def test_the_gold_solution_runs_once_per_judge(tmp_path: Path) -> None:
@@ -145,10 +151,10 @@ def test_the_gold_solution_runs_once_per_judge(tmp_path: Path) -> None:
     }
     (p,) = load(tmp_path, slow)
     with Verifier(workers=1, cache=False) as v:
-        first, second = judge(v, p, *["def half(x): return x / 2"] * 2)
-    assert first.passed
-    assert second.passed
-    assert first.seconds > 0.7 > 0.4 > second.seconds
+        first, *others = judge(v, p, *["def half(x): return x / 2"] * 6)
+    assert first.seconds > 0.8  # four inputs
+    assert min(other.seconds for other in others) < 0.4
+    assert all(verdict.passed for verdict in (first, *others))
 
 
 @pytest.mark.parametrize(
@@ -677,13 +683,13 @@ def test_references_that_do_not_pass(verifier: Verifier) -> None:
         judge(verifier, unit("import unittest\nclass A(unittest.TestCase): pass"), COUNT)
 
 
-def test_a_hanging_method_ends_and_the_rest_goes_on(verifier: Verifier) -> None:
+def test_a_hanging_method_ends_and_the_rest_goes_on(hasty: Verifier) -> None:
     hangs = "import time\n" + COUNT.replace("    return", "    if not text: time.sleep(60)\n    return")
     for tests in (TESTS, TESTS.replace("def test_n", "def setUp(self): self.mock = 1\n    def test_n")):
-        (verdict,) = judge(verifier, unit(tests, COUNT), hangs)
+        (verdict,) = judge(hasty, unit(tests, COUNT), hangs)
         assert verdict.tests == ("timeout", "passed", "passed")
         assert verdict.mode == ("split" if tests is TESTS else "guarded")
-        assert verdict.seconds < 6.0
+        assert verdict.seconds < 30.0  # it would sleep for 60
 
 
 # Programs that attack tests they share a process with: none of them solves the task.
