@@ -283,7 +283,7 @@ def test_the_demo_rows_have_the_keys_of_the_example() -> None:
 
 # -- all pages
 
-OWN = ("config.md", "formats.md", "losses.md", "method.md", "search.md", "verifier.md")
+OWN = ("config.md", "formats.md", "kernels.md", "losses.md", "method.md", "search.md", "verifier.md")
 
 
 def anchors(text: str) -> set[str]:
