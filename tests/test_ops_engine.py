@@ -462,8 +462,8 @@ def test_mistakes_in_packed_rows_and_logits_are_named():
         grpo_loss_from_logits(spread, model.tokens, spec=LossSpec(), advantages=ADVANTAGES, inplace=True)
     with pytest.raises(RestrlError, match="they must agree"):
         cross_entropy_loss(model.hidden, model.lm_head, model.tokens, torch.ones(42))
+    weights = torch.ones(6, 7, requires_grad=True)
     with pytest.raises(RestrlError, match="weights requires a gradient"):
-        weights = torch.ones(6, 7, requires_grad=True)
         cross_entropy_loss(model.hidden, model.lm_head, model.tokens, weights)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from dataclasses import dataclass
 from types import ModuleType
@@ -58,8 +59,10 @@ class Options:
         """Raises RestrlError for values without meaning."""
         if not self.temperature > 0:
             raise RestrlError(f"temperature is {self.temperature}, not above 0")
-        if self.softcap is not None and not self.softcap > 0:
-            raise RestrlError(f"softcap is {self.softcap}, not above 0 (None: no cap)")
+        if self.softcap is not None and not 0 < self.softcap < math.inf:
+            raise RestrlError(f"softcap is {self.softcap}, not above 0 and finite (None: no cap)")
+        if not math.isfinite(self.logit_scale):
+            raise RestrlError(f"logit_scale is {self.logit_scale}, not a finite number")
         if self.chunk_rows is not None and self.chunk_rows < 1:
             raise RestrlError(f"chunk_rows is {self.chunk_rows}, below 1")
 

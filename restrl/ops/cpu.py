@@ -345,6 +345,7 @@ def logit_gradient(
     log_prob, entropies = statistics
     of_token = -g * log_prob.expm1()
     log_p.clamp_(min=NEVER)
+    log_prob = log_prob.clamp(min=NEVER)
     if c is None:
         p.mul_(-g[:, None])
     else:

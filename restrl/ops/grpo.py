@@ -223,6 +223,8 @@ def _batch(
     layout = Layout.of(tokens, lengths)
     if (advantages is None) == (rewards is None) or (groups is None) != (rewards is None):
         raise RestrlError("give either rewards and groups, or advantages")
+    if advantages is not None and scale_rewards != "group":
+        raise RestrlError(f"scale_rewards {scale_rewards!r} is of rewards, and advantages are given")
     if rewards is not None and groups is not None:
         advantages = grouped_advantages(
             layout.of_rows(rewards, "rewards"), groups, scale_rewards, backend=backend

@@ -90,7 +90,9 @@ def cross_entropy_loss(
         raise RestrlError(
             f"weights has shape {list(weights.shape)} and tokens {list(tokens.shape)}; they must agree"
         )
-    w = weights.detach().reshape(-1)
+    if weights.requires_grad and torch.is_grad_enabled():
+        raise RestrlError("weights requires a gradient, and gets none here; detach it")
+    w = weights.reshape(-1)
     plan = plan_for(rows, lm_head, flat, w != 0, options)
     w = (w if plan.live is None else w[plan.live]).to(plan.accumulator)
     wanted = Wanted.of(rows, lm_head, bias)

@@ -92,6 +92,12 @@ class Plan:
         """float32, or float64 where the inputs are."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
+    def gradient_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Of a gradient that the backward pass has yet to scale, for an input of `dtype`: before the factor
+        of a loss scaler it is too small for float16.
+        """
+        return self.accumulator if dtype == torch.float16 else dtype
+
     def only(self, rows: Tensor) -> Plan:
         """The plan for some of the live rows."""
         live = rows if self.live is None else self.live[rows]
@@ -163,14 +169,15 @@ def gradient_pass(
     d_hidden = d_weight = d_bias = None
     if wanted.hidden:
         new = torch.empty if plan.live is None and spans else torch.zeros
-        d_hidden = new(hidden.shape, dtype=hidden.dtype, device=hidden.device)
+        d_hidden = new(hidden.shape, dtype=plan.gradient_dtype(hidden.dtype), device=hidden.device)
     if wanted.weight:
-        single = plan.one_product and len(spans) <= 1 and weight.dtype == plan.dtype
+        single = plan.one_product and len(spans) <= 1 and weight.dtype == plan.dtype != torch.float16
         d_weight = torch.empty(weight.shape, dtype=weight.dtype if single else dtype, device=weight.device)
         d_weight[v if spans else 0 :] = 0
     if wanted.bias:
         d_bias = torch.empty(weight.shape[0], dtype=dtype, device=weight.device)
         d_bias[v if spans else 0 :] = 0
+    out_dtype = plan.gradient_dtype(plan.dtype)
     with torch.autocast(hidden.device.type, enabled=False):
         if spans:
             capacity = max(span.stop - span.start for span in spans)
@@ -179,10 +186,10 @@ def gradient_pass(
             rows = plan.rows(hidden, span)
             found = chunks.log_probs(rows, plan.tokens[span], entropy)
             g, c = rule(span, found)
-            direct = d_hidden is not None and plan.live is None and d_hidden.dtype == plan.dtype
+            direct = d_hidden is not None and plan.live is None and d_hidden.dtype == out_dtype
             out = d_hidden[span] if d_hidden is not None and direct else None
             if d_hidden is not None and not direct:
-                out = torch.empty_like(rows)
+                out = torch.empty_like(rows, dtype=out_dtype)
             chunks.backward(
                 g,
                 c,

@@ -138,7 +138,8 @@ class Chunks(Protocol):
         """The gradients of the rows last given to `log_probs`: up to two matmuls; spends the buffer.
 
         g, c      `[C']` float32 dloss/dl and dloss/dentropy (None: 0)
-        d_hidden  `[C', H]` contiguous, dtype of the hidden states, written; None: not wanted (no matmul)
+        d_hidden  `[C', H]` contiguous, dtype of the hidden states (float16: float32), written; None: not
+                  wanted (no matmul)
         d_weight  `[V, H]` float32: written if `first`, else added to; None: not wanted (no matmul). Of the
                   weight's type where there is one chunk and the backend can (cpu.py; see linear.Plan)
         d_bias    `[V]` float32, likewise; None: not wanted

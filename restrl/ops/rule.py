@@ -47,12 +47,15 @@ class Layout:
             return Layout(tokens, row, tokens.shape[0])
         if lengths is None:
             raise RestrlError("tokens is [N]: give the completions' lengths, or tokens [B, T] and a mask")
-        if lengths.dim() != 1 or lengths.is_floating_point() or int(lengths.sum()) != len(tokens):
+        integers = not (lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool)
+        if lengths.dim() != 1 or not integers or int(lengths.sum()) != len(tokens):
             raise RestrlError(
                 f"lengths must be [B] integers that add up to the {len(tokens)} tokens; they are "
                 f"{lengths.dtype} of shape {list(lengths.shape)} and add up to {lengths.sum().item()}"
             )
-        lengths = lengths.to(tokens.device)
+        if len(lengths) and int(lengths.min()) < 0:
+            raise RestrlError(f"lengths holds {int(lengths.min())}; completions have 0 tokens or more")
+        lengths = lengths.to(tokens.device, torch.long)
         row = torch.arange(len(lengths), device=tokens.device).repeat_interleave(lengths)
         return Layout(tokens, row, len(lengths))
 
@@ -138,6 +141,8 @@ class GrpoRule:
         self.column -= (self.live_lengths.cumsum(0) - self.live_lengths)[self.row]
         self.totals = batch.totals or Totals(layout.rows, float(self.lengths.sum()))
         self.entropy_mask = self._optional(batch.entropy_mask, torch.bool)
+        if self.entropy_mask is not None:
+            self._count_entropies()
         weights = loss_weights(self.lengths[:, None].to(dtype), spec, self.totals).expand(layout.rows, 1)[
             :, 0
         ]
@@ -173,9 +178,14 @@ class GrpoRule:
         """The entropies of all rows, of which the entropy mask is made."""
         counted = torch.ones_like(entropies)
         self.entropy_mask = entropy_mask(entropies, counted, self.spec.top_entropy_quantile)
-        if self.totals.entropy_tokens is None:
-            self.totals = self.totals._replace(entropy_tokens=float(self.entropy_mask.sum()))
+        self._count_entropies()
         self._weigh_entropies()
+
+    def _count_entropies(self) -> None:
+        """This call is the whole batch, unless the caller gave totals."""
+        if self.batch.totals is None and self.spec.entropy_coef != 0:
+            assert self.entropy_mask is not None
+            self.totals = self.totals._replace(entropy_tokens=float(self.entropy_mask.sum()))
 
     def __call__(self, span: slice, found: RowStatistics) -> tuple[Tensor, Tensor | None]:
         """See linear.Rule."""

@@ -259,7 +259,8 @@ def _forward(hidden: Tensor, rows: Rows, head: Head, how: How, backend: str, *, 
         import restrl.kernels.value_score as kernels
 
         return Result(*kernels.forward(hidden.detach(), rows, head, how, gradients=gradients))
-    return value_torch.forward(hidden.detach(), rows, head, how, gradients=gradients)
+    with torch.autocast(hidden.device.type, enabled=False):  # it would round the sums
+        return value_torch.forward(hidden.detach(), rows, head, how, gradients=gradients)
 
 
 def _backward(backend: str) -> Callable[..., tuple[Tensor | None, Tensor | None]]:
@@ -304,16 +305,17 @@ class _ValueScore(torch.autograd.Function):
         if how.clamp is not None:
             passes &= (saved[3] >= how.clamp[0]) & (saved[3] <= how.clamp[1])
         d_score = torch.where(passes, grad.to(v.dtype), 0.0)
-        d_hidden, d_u = backward(
-            d_score,
-            hidden,
-            keys,
-            saved,
-            v * g,
-            how.norm,
-            d_hidden=for_hidden,
-            d_head=for_weight or for_norm_weight,
-        )
+        with torch.autocast(hidden.device.type, enabled=False):
+            d_hidden, d_u = backward(
+                d_score,
+                hidden,
+                keys,
+                saved,
+                v * g,
+                how.norm,
+                d_hidden=for_hidden,
+                d_head=for_weight or for_norm_weight,
+            )
         total = d_score.sum()
         out: list[Tensor | None] = [None, total if for_bias else None, None, None]
         if d_u is not None and for_weight:

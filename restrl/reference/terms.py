@@ -66,7 +66,6 @@ def grpo_loss(
     live = mask > 0
     log_probs = torch.where(live, wide(log_probs), 0.0)
     mask = mask.to(log_probs.dtype)
-    old = log_probs.detach() if old is None else old
     a = advantages.to(log_probs.dtype)[:, None]
 
     log_ratio = log_ratios(log_probs, old, mask, spec.importance_sampling_level)
@@ -115,8 +114,10 @@ def log_ratios(
     `old` None stands for stopgrad(l): the ratio is 1, its gradient is not 0. Masked positions give 0.
     lengths: `[B]` n_i, None: the mask's.
     """
-    base = log_probs.detach() if old is None else old
-    d = torch.where(mask > 0, log_probs - base, 0.0)
+    if old is None:  # where p is 0 the difference would be NaN
+        old = log_probs.detach().clamp(min=torch.finfo(log_probs.dtype).min)
+        log_probs = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+    d = torch.where(mask > 0, log_probs - old, 0.0)
     if level == "token":
         return d
     n = mask.sum(1) if lengths is None else lengths
