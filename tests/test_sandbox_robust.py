@@ -307,3 +307,31 @@ def test_restrl_verify_says_what_the_machinery_failed_at(
     shown = capsys.readouterr().out
     assert "infrastructure_error 1" in shown
     assert "3 programs were judged again after a failure of the machinery, 1 could not be judged" in shown
+
+
+def test_a_zygote_killed_while_its_judge_starts_costs_nothing() -> None:
+    others = set(zygotes()) | set(judges())
+    with Verifier(workers=1, cache=False) as v:
+        os.kill((set(judges()) - others).pop(), signal.SIGKILL)
+        killed: set[int] = set()
+        deadline = time.monotonic() + 10
+        while len(killed) < 2 and time.monotonic() < deadline:
+            for pid in set(zygotes()) - others - killed:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed.add(pid)
+        assert one(v, INC, "def f(x): return x + 1").passed
+        assert v.stats.infrastructure_errors == 0
+
+
+def test_judges_for_every_core_have_one_each() -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    with Verifier(workers=len(cores), cache=False) as v:
+        mine = [judge.process.pid for judge in v._pool._judges]
+        assert sorted(core for p in mine for core in os.sched_getaffinity(p)) == cores
+        assert one(v, INC, "def f(x): return x + 1").passed
+        below = [p for judge in mine for p in descendants(judge)]
+        assert all(len(os.sched_getaffinity(p)) == 1 for p in below)
+    if len(cores) > 1:
+        with Verifier(workers=1, cache=False) as v:
+            assert len(os.sched_getaffinity(v._pool._judges[0].process.pid)) == len(cores)

@@ -11,68 +11,24 @@ programs.
 from __future__ import annotations
 
 import heapq
+import os
 import selectors
-import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from restrl.sandbox.native import CORE_FILE, core
+from restrl.sandbox.native import core
+from restrl.sandbox.process import GRACE, PATIENCE, JudgeProcess, Task
 from restrl.sandbox.settings import Limits
 
 QUEUE = 3  # items a judge holds: the one it judges and what it goes on with
-GRACE = 1.0  # seconds past a verdict's cap before the judge itself is taken to hang
-PATIENCE = 0.5  # seconds a cancelled task may run on: a fresh judge takes about as long to start
 ATTEMPTS = 3
 QUEUED_BYTES = (
     32 << 10
 )  # a larger task waits for an idle judge: a busy one does not read, and nobody shall wait for it
-START_SECONDS = 20.0
-
-_PROGRAM = """\
-import importlib.util, sys
-root, core = sys.argv[1:3]
-sys.path.insert(0, root)
-spec = importlib.util.spec_from_file_location("restrl._core", core)
-sys.modules["restrl._core"] = module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-import restrl
-restrl._core = module
-sys.path += sys.argv[3:]
-from restrl.sandbox.judge import main
-main()
-"""
-
-
-class Task:
-    """One program to judge. `done` is called once, from the pool's thread, with the judge's answer.
-
-    seconds    cap on the whole, known before
-    priority   a task of a higher one is begun first; of equal ones the one that came first
-    options    plain data for the judge: {"problem": bytes that no other tests have, "early_exit": bool}
-    """
-
-    def __init__(
-        self,
-        program: str,
-        tests: bytes,
-        seconds: float,
-        done: Callable[[dict[str, Any]], None],
-        options: dict[str, Any],
-        priority: int = 0,
-    ) -> None:
-        self.program, self.tests, self.seconds, self.done = program, tests, seconds, done
-        self.priority, self.options = priority, options
-        self.order = -1  # among all tasks; the first submission counts, also for one that is judged again
-        self.attempts = 0
-        self.cancelled = False
 
 
 @dataclass
@@ -85,52 +41,6 @@ class Counts:
     retries: int = 0
     replaced: int = 0
     given_up: int = 0
-
-
-class JudgeProcess:
-    """One judge and the tasks it holds, oldest first."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        ours, theirs = socket.socketpair()
-        root = str(Path(__file__).resolve().parents[2])
-        arguments = [sys.executable, "-I", "-S", "-X", "utf8", "-c", _PROGRAM, root, CORE_FILE]
-        try:
-            self.process = subprocess.Popen(
-                arguments + settings["sys_path"],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={},
-                start_new_session=True,
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        self.socket = ours
-        self.ready = False
-        self.tasks: OrderedDict[int, Task] = OrderedDict()
-        self.deadline = time.monotonic() + START_SECONDS
-        self.send(settings)
-
-    def send(self, message: Any) -> bool:
-        return bool(core.send(self.socket.fileno(), core.encode(message), 30.0))
-
-    def restart_clock(self, seconds: float | None = None) -> None:
-        """A task begins, or goes on for `seconds` more than was known."""
-        oldest = next(iter(self.tasks.values()), None)
-        if oldest is None:
-            self.deadline = float("inf")
-        elif oldest.cancelled:
-            self.deadline = time.monotonic() + PATIENCE
-        else:
-            self.deadline = time.monotonic() + (oldest.seconds if seconds is None else seconds) + GRACE
-
-    def end(self) -> None:
-        self.socket.close()
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
 
 
 class Pool:
@@ -257,7 +167,7 @@ class Pool:
     def _start(self) -> None:
         while True:
             try:
-                judge = JudgeProcess(self.settings)
+                judge = JudgeProcess(self.settings, self._free_core())
                 break
             except OSError:  # no process or descriptor to be had just now
                 self._false_starts += 1
@@ -266,6 +176,18 @@ class Pool:
                 time.sleep(0.1 * self._false_starts)
         self._judges.append(judge)
         self._selector.register(judge.socket, selectors.EVENT_READ, judge)
+
+    def _free_core(self) -> int | None:
+        """The core of the next judge, where there are enough judges for every core; else the system's choice.
+
+        Judge, zygote and candidate take turns, so they lose nothing on one core. Left to itself the system
+        moves them all the time, and often puts two judges on one core while another is idle.
+        """
+        cores = sorted(os.sched_getaffinity(0))
+        if self.workers < len(cores):
+            return None
+        taken = [judge.core for judge in self._judges]
+        return min(cores, key=taken.count)
 
     def _deal(self) -> None:
         for load in range(QUEUE):
@@ -289,11 +211,15 @@ class Pool:
         kind, *rest = core.decode(data)
         if kind == "ready":
             judge.ready = True
+            self._false_starts = 0
             judge.restart_clock()
             if all(j.ready for j in self._judges):
                 self._started.set()
         elif kind == "refused":
-            self._fail(str(rest[0]))
+            if self._started.is_set():  # it could be done here before: something was killed
+                self._replace(judge, str(rest[0]))
+            else:
+                self._fail(str(rest[0]))
         elif kind == "longer":
             judge.restart_clock(float(rest[1]))
         elif kind == "verdict":
@@ -338,7 +264,6 @@ class Pool:
             self._again(tasks[0], reason)
         if judge.ready:
             self.counts.replaced += 1
-            self._false_starts = 0
         else:
             self._false_starts += 1
             if self._false_starts > ATTEMPTS * self.workers:

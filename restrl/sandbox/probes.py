@@ -9,7 +9,8 @@ from restrl.records import Calls, Problem
 from restrl.sandbox.item import task_seconds
 from restrl.sandbox.jobs import judge_tests
 from restrl.sandbox.native import core
-from restrl.sandbox.pool import Pool, Task
+from restrl.sandbox.pool import Pool
+from restrl.sandbox.process import Task
 
 _PROBES = """
 import os, socket

@@ -28,8 +28,9 @@ from restrl.sandbox.cache import VerdictCache
 from restrl.sandbox.item import count_tests, task_seconds
 from restrl.sandbox.jobs import judge_tests
 from restrl.sandbox.native import core
-from restrl.sandbox.pool import Counts, Pool, Task
+from restrl.sandbox.pool import Counts, Pool
 from restrl.sandbox.probes import leaks
+from restrl.sandbox.process import Task
 from restrl.sandbox.settings import TIERS, UNSAFE, VERSION, Limits, sandbox_settings
 from restrl.sandbox.verdict import Pending, Verdict
 
