@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import os
 import pkgutil
 import re
@@ -147,6 +148,9 @@ def main(words: Sequence[str] | None = None) -> int:
         print(
             "TRITON_INTERPRET=1 runs kernels in Python instead of compiling them: unset it", file=sys.stderr
         )
+        return 1
+    if importlib.util.find_spec("triton") is None:
+        print("triton is not installed: pip install triton", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache  # nothing that was compiled before counts

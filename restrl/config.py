@@ -269,6 +269,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
+    if name.strip() == "train.preset":  # 1.16 is a release, not a number
+        value = str(text).strip("\"' ")
     *sections, key = name.strip().split(".")
     for section in sections:
         data = data.setdefault(section, {})

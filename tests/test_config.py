@@ -77,3 +77,10 @@ def test_difference_names_every_changed_key():
 def test_every_key_of_the_schema_round_trips(tmp_path):
     run = config.load(write(tmp_path))
     assert config.parse(run.model_dump()) == run
+
+
+@pytest.mark.parametrize("text", ["1.16", '"1.16"'])
+def test_a_preset_is_a_release_and_not_a_number(tmp_path, text):
+    path = tmp_path / "run.toml"
+    path.write_text('out = "o"\n[model]\npath = "m"\n[problems]\ntrain = "t"\ntest = "t"\n', "utf-8")
+    assert config.load(path, [f"train.preset={text}"]).train.preset == "1.16"

@@ -191,3 +191,9 @@ def test_sampler_ratio_says_what_is_wrong() -> None:
         sampler_ratio(x, x, x, "sequence_truncate", None)
     with pytest.raises(RestrlError, match="vllm_importance_sampling_mode 'x'"):
         sampler_ratio(x, x, x, "x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("length", [0, -5])
+def test_a_length_that_would_turn_the_loss_around_is_refused(length: int) -> None:
+    with pytest.raises(RestrlError, match=f"max_completion_length is {length}, below 1"):
+        LossSpec("dr_grpo", max_completion_length=length)

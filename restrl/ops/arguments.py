@@ -57,8 +57,8 @@ class Options:
 
     def check(self) -> None:
         """Raises RestrlError for values without meaning."""
-        if not self.temperature > 0:
-            raise RestrlError(f"temperature is {self.temperature}, not above 0")
+        if not 0 < self.temperature < math.inf:
+            raise RestrlError(f"temperature is {self.temperature}, not above 0 and finite")
         if self.softcap is not None and not 0 < self.softcap < math.inf:
             raise RestrlError(f"softcap is {self.softcap}, not above 0 and finite (None: no cap)")
         if not math.isfinite(self.logit_scale):

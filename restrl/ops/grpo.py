@@ -106,7 +106,7 @@ def grpo_loss(
     spec              which loss
     rewards, groups   `[B]` raw rewards and group ids (`grouped_advantages`, with `scale_rewards`), or
     advantages        `[B]`
-    mask              of the tokens' shape, 1 = counts; None: all do. No argument is read where it is 0
+    mask              of the tokens' shape, above 0 = counts; None: all do. No argument is read where it is 0
     lengths           `[B]` of the packed completions, in order
     old, ref, sampler of the tokens' shape: log-probs of the policy that sampled (None: this one), of the
                       reference (needed where beta > 0), of the sampling engine (off-policy mask)
@@ -171,7 +171,8 @@ def grpo_loss_from_logits(
     """`grpo_loss` of logits `[B, T, V]` (`[N, V]` packed) that exist already; any strides.
 
     inplace  the gradient takes the logits' memory, in the forward pass: they are lost to everybody else, and
-             autograd refuses a backward pass that needs them
+             autograd refuses a backward pass that needs them. Not for float16 with a loss scaler: the
+             gradient is rounded before its factor comes
     """
     flat = flat_tokens(tokens, logits, "logits")
     options = Options(None, logit_scale, softcap, temperature, vocab_size, None, backend)

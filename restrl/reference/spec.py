@@ -158,6 +158,8 @@ class LossSpec:
                 raise RestrlError(f"{field.name} is {value}, not a finite number")
         if not 0 <= self.epsilon < 1:
             raise RestrlError(f"epsilon is {self.epsilon}, not in [0, 1)")
+        if self.max_completion_length is not None and self.max_completion_length < 1:
+            raise RestrlError(f"max_completion_length is {self.max_completion_length}, below 1")
         if self.beta < 0:
             raise RestrlError(f"beta is {self.beta}, below 0")
         if not 0 <= self.top_entropy_quantile <= 1:
@@ -180,7 +182,7 @@ class LossSpec:
                     f"{name} {value} has no meaning for loss_type {self.loss_type!r}, which does not read it "
                     f"(only {', '.join(readers)}); leave it at {defaults[name]}"
                 )
-        if self.loss_type == "dr_grpo" and not self.max_completion_length:
+        if self.loss_type == "dr_grpo" and self.max_completion_length is None:
             raise RestrlError("loss_type 'dr_grpo' divides by max_completion_length, which is not set")
         if self.loss_type == "cispo" and not self.epsilon_high:
             raise RestrlError(
