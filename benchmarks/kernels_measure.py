@@ -8,6 +8,7 @@ import multiprocessing
 import re
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -102,5 +103,5 @@ def status_kb(field: str) -> int:
 
 def in_child(function: Callable[..., T], *arguments: object) -> T:
     """The result of `function(*arguments)` in a fresh process; both must pickle."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()

@@ -74,14 +74,9 @@ def test_a_wrong_method_has_a_large_error() -> None:
 
 def test_peak_memory_is_what_a_run_holds_at_once() -> None:
     from kernels_measure import in_child, peak_mb
+    from memory_held import hold_80_mb
 
     assert in_child(peak_mb, hold_80_mb, int, "cpu") == pytest.approx(80, abs=4)
-
-
-def hold_80_mb() -> None:
-    torch.ones(10_000_000)
-    both = torch.ones(10_000_000), torch.ones(10_000_000)
-    del both
 
 
 def test_the_script_runs(
