@@ -200,7 +200,7 @@ def test_no_verdict_is_lost_or_swapped_while_judges_and_zygotes_are_killed() -> 
 
         def kill() -> None:
             nonlocal killed
-            while not stop.wait(0.4):
+            while not stop.wait(0.3):
                 for pid in sorted((set(judges()) | set(zygotes())) - others)[killed % 4 : killed % 4 + 1]:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
@@ -209,7 +209,7 @@ def test_no_verdict_is_lost_or_swapped_while_judges_and_zygotes_are_killed() -> 
         thread = threading.Thread(target=kill)
         thread.start()
         try:
-            verdicts = v.verify(numbered(60, 0.02))
+            verdicts = v.verify(numbered(120, 0.02))
         finally:
             stop.set()
             thread.join()
@@ -219,7 +219,7 @@ def test_no_verdict_is_lost_or_swapped_while_judges_and_zygotes_are_killed() -> 
         assert all(verdicts[n].reward is None for n in lost)
         assert len(lost) <= 3
         assert [x.passed for n, x in enumerate(verdicts) if n not in lost] == [
-            p for n, p in enumerate(expected(60)) if n not in lost
+            p for n, p in enumerate(expected(120)) if n not in lost
         ]
         assert v.stats.retries + v.stats.judges_replaced >= 1
 

@@ -96,6 +96,8 @@ def test_execution(code):
 
 def test_ds1000_with_arrays_and_frames(verifier: Verifier) -> None:
     pytest.importorskip("pandas")
+    if Path(sys.prefix).resolve().is_relative_to("/tmp"):
+        pytest.skip("packages below /tmp are hidden from programs that get a /tmp of their own")
     right, wrong = judge(
         verifier,
         problem(Context(code=FRAMES)),
