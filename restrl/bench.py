@@ -17,7 +17,7 @@ python benchmarks/bench_search.py    the search engine: simulations per second, 
 python benchmarks/bench_decode.py    VM-MCTS on a model: the published schedule against restrl's
 python benchmarks/bench_leaves.py    what leaves in flight and reuse cost in quality
 python benchmarks/bench_value.py     value scoring: tokens and CPU-seconds per expansion
-python benchmarks/bench_kernels.py   losses and value scoring of restrl.ops beside their peers: time, memory, error
+python benchmarks/bench_kernels.py   losses and value scoring beside their peers: time, memory, error
 python benchmarks/bench_training.py  CPU-seconds of the training half of a GRPO step
 python benchmarks/bench_policy.py    decoding: tokens per CPU-second
 python benchmarks/bench_verifier.py  the verifier: CPU-milliseconds per verdict
