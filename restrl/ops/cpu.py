@@ -25,6 +25,7 @@ __all__ = ["chunk_rows", "chunks", "grouped_advantages", "logit_rows", "scale_",
 
 BLOCK_ELEMENTS = 1 << 17  # of float32 scratch: half a megabyte, which a core's second-level cache holds
 CHUNK_ROWS = 512  # of float32; twice as many of 16 bits take the same memory
+FEW_ROWS = 128  # of hidden states that are held in float32 at a time
 TILE_ROWS = 2048  # of the weight gradient that a bfloat16 matmul makes at a time
 NEVER = -1e30  # stands for a logit of -inf where it is multiplied by its probability 0
 
@@ -134,7 +135,8 @@ class CpuChunks:
         if not self.rounded:
             torch.mm(self.hidden, self.weight.T, out=buffer)
             return buffer, None
-        own = (self.hidden.float() * self.weight[self.tokens].float()).sum(1, keepdim=True)
+        parts = zip(self.hidden.split(FEW_ROWS), self.tokens.split(FEW_ROWS), strict=True)
+        own = torch.cat([(x.float() * self.weight[y].float()).sum(1, keepdim=True) for x, y in parts])
         subtracted = own.to(buffer.dtype)  # the very number: the matmul adds its float32 sums to it
         buffer.copy_(subtracted.neg().expand_as(buffer))
         torch.addmm(buffer, self.hidden, self.weight.T, out=buffer)
@@ -162,7 +164,10 @@ class CpuChunks:
         elif d_hidden is not None:
             d_hidden.copy_(torch.mm(buffer, self.weight).mul_(scale))
         if d_weight is not None:
-            self._weight_gradient(buffer, (self.hidden * scale).to(buffer.dtype), d_weight, first)
+            scaled = torch.empty_like(self.hidden)
+            for x, s, out in zip(*(t.split(FEW_ROWS) for t in (self.hidden, scale, scaled)), strict=True):
+                out.copy_(x * s)
+            self._weight_gradient(buffer, scaled, d_weight, first)
         if d_bias is not None:
             if first:
                 d_bias.zero_()
