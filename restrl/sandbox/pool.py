@@ -11,7 +11,6 @@ programs.
 from __future__ import annotations
 
 import heapq
-import os
 import selectors
 import socket
 import subprocess
@@ -22,7 +21,7 @@ from typing import Any
 
 from restrl.sandbox.native import core
 from restrl.sandbox.process import GRACE, PATIENCE, JudgeProcess, Task
-from restrl.sandbox.settings import Limits
+from restrl.sandbox.settings import PLACES, Limits, usable_cores
 
 QUEUE = 3  # items a judge holds: the one it judges and what it goes on with
 ATTEMPTS = 3
@@ -183,8 +182,8 @@ class Pool:
         Judge, zygote and candidate take turns, so they lose nothing on one core. Left to itself the system
         moves them all the time, and often puts two judges on one core while another is idle.
         """
-        cores = sorted(os.sched_getaffinity(0))
-        if self.workers < len(cores):
+        cores = usable_cores()
+        if not PLACES or self.workers < len(cores):
             return None
         taken = [judge.core for judge in self._judges]
         return min(cores, key=taken.count)

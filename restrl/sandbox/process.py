@@ -82,7 +82,7 @@ class JudgeProcess:
             theirs.close()
         self.socket = ours
         self.core = core_number
-        if core_number is not None:
+        if sys.platform == "linux" and core_number is not None:
             with contextlib.suppress(OSError):  # a core that was taken away meanwhile
                 os.sched_setaffinity(self.process.pid, {core_number})
         self.ready = False
