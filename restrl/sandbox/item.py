@@ -12,7 +12,8 @@ from typing import Any
 from restrl.sandbox import plain
 from restrl.sandbox.link import Refused, Stopped
 from restrl.sandbox.native import core
-from restrl.sandbox.remote import Candidate, InfrastructureError, Unjudgeable, Zygote, can_watch_children
+from restrl.sandbox.remote import Candidate, Unjudgeable, can_watch_children
+from restrl.sandbox.zygotes import InfrastructureError, Zygote
 
 LOST = 3.0  # time limits that tests which hang or crash may use up before the rest share their fate
 LEAST = 16  # part of its time limit that a test has at least, however many hung before it
@@ -47,9 +48,8 @@ def task_seconds(timeout: float, tests: dict[str, Any]) -> float:
 class Machinery:
     """The zygotes of a judge, and what it knows of the problems it has met."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.settings = settings
-        self.zygote = Zygote(settings)
+    def __init__(self, settings: dict[str, Any], zygote: Zygote) -> None:
+        self.settings, self.zygote = settings, zygote
         with contextlib.nullcontext() if core.confines else contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_AS, (settings["judge_bytes"],) * 2)
         self.zygote.wait_ready()

@@ -1,6 +1,6 @@
 """The judge: holds the tests, runs them against candidates, answers with per-test statuses.
 
-Started by the verifier as its own program (`main`), with the socket to it on descriptor 0. It handles one
+Started by the verifier as its own program (process.py), with the socket to it on descriptor 0. It handles one
 item at a time: (number, program, tests, options) in, (number, statuses, seconds, detail, mode) out. Test code
 is trusted and runs here; the program runs in a candidate (remote.py), and only plain data comes back.
 """
@@ -19,12 +19,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from restrl.sandbox.compare import same_call, same_output
-from restrl.sandbox.gold import judge_inputs
 from restrl.sandbox.item import SLOWER, Enough, Item, Machinery, count_tests
 from restrl.sandbox.link import Name
 from restrl.sandbox.native import core
-from restrl.sandbox.remote import CALLER, Candidate, InfrastructureError, Unjudgeable
-from restrl.sandbox.unittests import judge_context, judge_unittest
+from restrl.sandbox.remote import CALLER, Candidate, Unjudgeable
+from restrl.sandbox.zygotes import InfrastructureError, Zygote
 
 _CACHED_BYTES = 1 << 16
 
@@ -137,6 +136,25 @@ def judge_stdio(item: Item) -> None:
             os.close(out)
 
 
+# Loaded by judges that meet such tests: it takes its time.
+def judge_inputs(item: Item) -> None:
+    from restrl.sandbox import gold
+
+    gold.judge_inputs(item)
+
+
+def judge_unittest(item: Item) -> None:
+    from restrl.sandbox import unittests
+
+    unittests.judge_unittest(item)
+
+
+def judge_context(item: Item) -> None:
+    from restrl.sandbox import unittests
+
+    unittests.judge_context(item)
+
+
 KINDS = {
     "calls": judge_calls,
     "check": judge_check,
@@ -213,20 +231,15 @@ def _longer(number: int, seconds: float) -> None:
     core.send(CALLER, core.encode(("longer", number, seconds)))
 
 
-def main() -> None:
-    """Serve one verifier until it hangs up; its first message holds the settings."""
-    core.die_with_parent()
+def main(settings: dict[str, Any], zygote: Zygote) -> None:
+    """Serve one verifier until it hangs up. `zygote` is starting."""
     if not core.confines:
         import threading
 
         threading.Thread(target=_end_with_caller, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    data = core.receive(CALLER)
-    if not isinstance(data, bytes):
-        return
-    settings = core.decode(data)
     try:
-        machinery = Machinery(settings)
+        machinery = Machinery(settings, zygote)
     except InfrastructureError as error:
         core.send(CALLER, core.encode(("refused", str(error))))
         return

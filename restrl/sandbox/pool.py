@@ -135,8 +135,7 @@ class Pool:
     def _run(self) -> None:
         try:
             self._selector.register(self._woken, selectors.EVENT_READ, None)
-            for _ in range(self.workers):
-                self._start()
+            self._start()  # the others when the first has shown that it can be done here
             while not self._closing and self._failure is None:
                 self._step()
         except Exception as error:  # a waiting caller must hear of it
@@ -212,8 +211,9 @@ class Pool:
             judge.ready = True
             self._false_starts = 0
             judge.restart_clock()
-            if all(j.ready for j in self._judges):
-                self._started.set()
+            self._started.set()
+            while len(self._judges) < self.workers:
+                self._start()
         elif kind == "refused":
             if self._started.is_set():  # it could be done here before: something was killed
                 self._replace(judge, str(rest[0]))

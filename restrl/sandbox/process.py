@@ -30,8 +30,15 @@ spec.loader.exec_module(module)
 import restrl
 restrl._core = module
 sys.path += sys.argv[3:]
-from restrl.sandbox.judge import main
-main()
+native = module.sandbox
+native.die_with_parent()
+data = native.receive(0)  # the settings
+if isinstance(data, bytes):
+    settings = native.decode(data)
+    from restrl.sandbox.zygotes import Zygote
+    zygote = Zygote(settings)  # starts while this loads the rest
+    from restrl.sandbox.judge import main
+    main(settings, zygote)
 """
 
 

@@ -24,6 +24,7 @@ TIERS: dict[str, dict[str, bool]] = {
 if not core.confines:  # this build: no Linux, or without its calls
     TIERS = {"none": TIERS["none"]}
 
+_PROGRAMS = ("/bin", "/usr/bin", "/lib", "/lib64", "/usr/lib", "/usr/lib64")
 PLACES = sys.platform == "linux"  # whether a process can be given a core
 NOT_HERE = (
     "this build has no namespaces, Landlock or seccomp, which are Linux's; run restrl in a Linux container "
@@ -116,18 +117,10 @@ def sandbox_settings(tier: str, limits: Limits) -> dict[str, Any]:
         "scratch_bytes": 16 << 20,
         "processes": 256,
         "children": False,
-        "programs": [],
+        "programs": [p for p in _PROGRAMS if os.path.isdir(p)],
         "cpu_seconds": int(limits.timeout * 4) + 2,
         "result_bytes": limits.result_bytes,
         "output_bytes": limits.output_bytes,
         "timeout": limits.timeout,
         "judge_bytes": 4 << 30,
     }
-
-
-def with_children(settings: dict[str, Any]) -> dict[str, Any]:
-    """For candidates that may start the system's programs: fewer processes, and what these are and need."""
-    places = ("/bin", "/usr/bin", "/lib", "/lib64", "/usr/lib", "/usr/lib64")
-    programs = [p for p in places if os.path.isdir(p)]
-    readable = list(dict.fromkeys([*settings["readable"], *programs]))
-    return {**settings, "children": True, "processes": 32, "readable": readable, "programs": programs}

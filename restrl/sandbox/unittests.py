@@ -7,9 +7,7 @@ solution: apart from the program where the reference passes so, else beside it.
 from __future__ import annotations
 
 import os
-import secrets
 import time
-from pathlib import Path
 from typing import Any
 
 from restrl.sandbox import arrays
@@ -23,9 +21,12 @@ _STATUSES = ("passed", "failed", "error", "timeout", "memory", "output_limit", "
 _LOAD_SECONDS = 20.0  # for test code that imports large packages
 _TAMPERED = "a wrong implementation passes beside this program: it changed the tests"
 
+with open(arrays.__file__, encoding="utf-8") as _file:
+    _ARRAYS = _file.read()
+
 # In a candidate: runs what DS-1000's tests give to `exec`, and hands out its variables one by one.
 _RUNNER = f"""\
-{Path(arrays.__file__).read_text(encoding="utf-8")}
+{_ARRAYS}
 _names = {{}}
 def run(code, given):
     global _names
@@ -160,7 +161,7 @@ class _Group:
         self.item, self.mode, self.program = item, mode, program
         self.candidate: Candidate | None = None
         self.tests: Candidate | None = None
-        self.nonce = secrets.token_hex(16)
+        self.nonce = os.urandom(16).hex()
         self.alive = True
 
     def start(self, methods: list[str], controls: list[str]) -> None:
