@@ -188,7 +188,9 @@ class Pool:
         return min(cores, key=taken.count)
 
     def _deal(self) -> None:
-        for load in range(QUEUE):
+        # While some start, the others take no more than they can judge at once.
+        loads = QUEUE if all(judge.ready for judge in self._judges) else 1
+        for load in range(loads):
             for judge in self._judges:
                 if judge.ready and len(judge.tasks) == load:
                     with self._lock:

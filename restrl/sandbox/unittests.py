@@ -134,7 +134,7 @@ def _run(
             group.start(left, controls)
             for method in left:
                 before = time.monotonic()
-                outcomes[method], failed = group.outcome(item.least.get(method, 0.0))
+                outcomes[method], failed = group.outcome(method, item.least.get(method, 0.0))
                 item.took[method] = time.monotonic() - before
                 if refused is not None and failed:
                     refused.append(method)
@@ -216,7 +216,7 @@ class _Group:
             self.alive = False
             raise Stopped("failed", " ".join(map(str, message[1:2])) or "malformed outcome")
 
-    def outcome(self, least: float) -> tuple[Outcome, bool]:
+    def outcome(self, method: str, least: float) -> tuple[Outcome, bool]:
         """Of the next method, which may take `least` seconds, and whether the wrong implementation failed."""
         assert self.tests is not None
         self.item.arm(self.tests, least)
@@ -227,12 +227,13 @@ class _Group:
         finally:
             self.item.spare = self.tests.spare
         guarded = self.mode == "guarded"
-        whole = message[:1] == ("outcome",) and len(message) == (5 if guarded else 3)
-        if not whole or (guarded and message[4] != self.nonce):
+        # Its name too: a process that forks within a test tells everything twice.
+        whole = message[:2] == ("outcome", method) and len(message) == (6 if guarded else 4)
+        if not whole or (guarded and message[5] != self.nonce):
             self.alive = False
             return ("crashed", "malformed outcome"), True
-        status, detail = str(message[1]), str(message[2])
-        failed = bool(message[3]) if guarded else True
+        status, detail = str(message[2]), str(message[3])
+        failed = bool(message[4]) if guarded else True
         if self.candidate is not None:
             if status.startswith("refused "):
                 raise Refused(status.partition(" ")[2], detail)

@@ -88,7 +88,7 @@ class Zygote:
             asked = _ASKED.pack(b"s" if scratch else b"f", cpu_seconds)
             socket.send_fds(self.socket, [asked], fds)
             if not core.confines:
-                kind, pid = _FORKED.unpack(self._exactly(_FORKED.size))
+                kind, pid = _FORKED.unpack(self._rest(b"", _FORKED.size))
                 if kind != b"F":
                     raise InfrastructureError("the zygote ended")
                 return -int(pid)
@@ -99,18 +99,22 @@ class Zygote:
             raise InfrastructureError("the zygote ended")
         return received[0]
 
-    def _exactly(self, size: int) -> bytes:
-        """So many bytes of a stream."""
-        data = self.socket.recv(size, socket.MSG_WAITALL)
-        if len(data) != size:
-            raise InfrastructureError("the zygote ended")
+    def _rest(self, data: bytes, size: int) -> bytes:
+        """`data` and what is missing of a message of `size` bytes: streams may give them one by one."""
+        while len(data) < size:
+            part = self.socket.recv(size - len(data))
+            if not part:
+                raise InfrastructureError("the zygote ended")
+            data += part
         return data
 
     def ended(self, timeout: float) -> tuple[int, int, int] | None:
         """(exit code or -signal, CPU microseconds, peak bytes) of the candidate; None if it runs on."""
         self.socket.settimeout(max(timeout, 0.0) or 1e-6)
         try:
-            data = self.socket.recv(1 + _ENDED.size, socket.MSG_WAITALL if not core.confines else 0)
+            data = self.socket.recv(1 + _ENDED.size)
+            if not core.confines:
+                data = self._rest(data, 1 + _ENDED.size)
         except (TimeoutError, BlockingIOError):
             return None
         finally:
