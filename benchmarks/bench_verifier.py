@@ -1,14 +1,18 @@
 """Speed of the verifier; every row is JSON on a line of its own.
 
-    python benchmarks/bench_verifier.py [VERDICTS]     everything below, about two minutes
-    python benchmarks/bench_verifier.py --robust       what lasts (verifier_robust.py)
+    python benchmarks/bench_verifier.py [VERDICTS] [--only ROW,...]     what is below, about two minutes
+    python benchmarks/bench_verifier.py --robust                        what lasts (verifier_robust.py)
 
+    start     seconds until a verifier takes programs, with one worker and with one per core, and until all of
+              its judges are there
     cost      CPU-milliseconds per verdict of trivial programs (the caller and all its processes, start-up
-              subtracted), verdicts/s and start-up, at the tier this machine gives
+              subtracted) and verdicts/s, at the tier this machine gives
     scaling   verdicts/s of one pool on all cores over the same pool pinned to one: paired rounds, the median
     latency   a batch of one, and a verdict that the cache knows
     calling   the same problem by the pattern of the reference implementation, one completion per call: a
-              process pool, a manager and a process each; and how many times its rate the verifier has
+              process pool, a manager and a process each; and how many times its rate the verifier has. Every
+              fork copies the page tables of who calls: a process that holds nothing, one that has imported
+              torch and transformers' trainer, as one that trains has, and one that holds 1 GiB
 
 CPU time hardly depends on what else the machine does; verdicts/s, start-up and latency do.
 """
@@ -23,6 +27,7 @@ import multiprocessing
 import os
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from typing import Any
@@ -55,32 +60,51 @@ def show(**row: Any) -> None:
     print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
 
 
-def run(name: str, count: int, workers: int) -> tuple[float, float, float, str]:
-    """(CPU seconds in all, seconds of the verdicts, seconds to start, tier)."""
+def all_there(verifier: Verifier) -> None:
+    judges = verifier._pool._judges
+    while len(judges) < verifier.workers or not all(judge.ready for judge in judges):
+        time.sleep(0.001)
+
+
+def start(rounds: int = 15) -> None:
+    for workers in sorted({1, len(os.sched_getaffinity(0))}):
+        usable, whole = [], []
+        for _ in range(rounds):
+            begin = time.perf_counter()
+            with Verifier(workers=workers, cache=False) as verifier:
+                usable.append((time.perf_counter() - begin) * 1e3)
+                all_there(verifier)
+                whole.append((time.perf_counter() - begin) * 1e3)
+        show(
+            row="start", workers=workers, usable_ms_p50=statistics.median(usable), usable_ms_most=max(usable),
+            all_judges_ms_p50=statistics.median(whole), all_judges_ms_most=max(whole),
+        )  # fmt: skip
+
+
+def run(name: str, count: int, workers: int) -> tuple[float, float, str]:
+    """(CPU seconds in all, seconds of the verdicts, tier)."""
     what = problem(name)
-    begin, start = cpu(), time.perf_counter()
+    begin = cpu()
     with Verifier(workers=workers, cache=False) as verifier:
+        all_there(verifier)
         ready = time.perf_counter()
         verdicts = verifier.verify([(what, RIGHT)] * count)
         done = time.perf_counter()
         if not all(verdict.passed for verdict in verdicts):
             raise SystemExit("a trivial program did not pass")
-    return cpu() - begin, done - ready, ready - start, verifier.isolation
+    return cpu() - begin, done - ready, verifier.isolation
 
 
-def cost(count: int) -> float:
-    """CPU seconds per verdict of the first case with one worker."""
-    costs = []
+def cost(count: int) -> None:
     for name in CASES:
         for workers in (1, 2):
             idle = run(name, 1, workers)[0]
-            total, seconds, start_up, tier = run(name, count, workers)
-            costs.append((total - idle) / (count - 1))
+            total, seconds, tier = run(name, count, workers)
+            each = (total - idle) / (count - 1)
             show(
-                row="cost", case=name, workers=workers, cpu_ms_per_verdict=costs[-1] * 1e3,
-                verdicts_per_s=count / seconds, start_up_ms=start_up * 1e3, isolation=tier,
+                row="cost", case=name, workers=workers, cpu_ms_per_verdict=each * 1e3,
+                verdicts_per_s=count / seconds, isolation=tier,
             )  # fmt: skip
-    return costs[0]
 
 
 def scaling(count: int, rounds: int = 5) -> None:
@@ -94,7 +118,7 @@ def scaling(count: int, rounds: int = 5) -> None:
                 os.sched_setaffinity(0, where)
                 try:
                     idle = run("check, 7 calls", 1, workers)[0]
-                    total, seconds, _, _ = run("check, 7 calls", count, workers)
+                    total, seconds, _ = run("check, 7 calls", count, workers)
                 finally:
                     os.sched_setaffinity(0, cores)
                 rates[name].append(count / seconds)
@@ -168,22 +192,40 @@ def one_by_one(source: str) -> str:
         return pool.submit(_judge, source, 6.0).result()
 
 
-def calling(count: int, ours: float, held: int = 0) -> None:
-    """`ours`: CPU seconds per verdict of the verifier, from the same run. `held`: MiB that the caller holds,
-    as one with a model does: every fork of it copies their page tables."""
-    memory = bytearray(os.urandom(1 << 20) * held)
+CALLERS = ("bare", "torch and transformers", "1 GiB")
+
+
+def calling(count: int) -> None:
+    for caller in CALLERS:
+        subprocess.run([sys.executable, __file__, str(count), "--caller", caller], check=True)
+
+
+def called_by(caller: str, count: int) -> None:
+    """In a process of its own: both ways of calling, turn by turn."""
+    memory = bytearray(os.urandom(1 << 20) * 1024 if caller == "1 GiB" else b"")
+    if caller == "torch and transformers":
+        import torch
+        import transformers
+
+        assert torch.is_tensor(torch.zeros(1))
+        assert transformers.Trainer is not None  # lazy: this loads what a trainer loads
     source = f"{RIGHT}\n{CHECK}\ncheck(f)\n"
     one_by_one(source)
     begin, start = cpu(), time.perf_counter()
     for _ in range(count):
         if one_by_one(source) != "passed":
             raise SystemExit("a trivial program did not pass")
-    seconds, wall = (cpu() - begin) / count, (time.perf_counter() - start) / count
-    _, batch, _, _ = run("check, 7 calls", 10 * count, len(os.sched_getaffinity(0)))
+    theirs, wall = (cpu() - begin) / count, (time.perf_counter() - start) / count
+    workers = len(os.sched_getaffinity(0))
+    idle = run("check, 7 calls", 1, workers)[0]
+    total, batch, _ = run("check, 7 calls", 20 * count, workers)
+    ours = (total - idle) / (20 * count - 1)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     show(
-        row="calling", calls=count, caller_holds_mib=len(memory) >> 20,
-        cpu_ms_per_verdict=seconds * 1e3, verdicts_per_s=1 / wall,
-        times_its_cpu=seconds / ours, times_its_rate=wall * 10 * count / batch,
+        row="calling", caller=caller, caller_mib=resident, calls=count, held=len(memory) >> 20,
+        its_cpu_ms=theirs * 1e3, our_cpu_ms=ours * 1e3, its_verdicts_per_s=1 / wall,
+        our_verdicts_per_s=20 * count / batch, times_its_cpu=theirs / ours,
+        times_its_rate=wall * 20 * count / batch,
     )  # fmt: skip
 
 
@@ -193,12 +235,20 @@ def main() -> None:
 
         robust(float(sys.argv[sys.argv.index("--robust") + 1]) if sys.argv[-1] != "--robust" else 1.0)
         return
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1500
-    ours = cost(count)
-    latency(min(count, 300))
-    for held in (0, 1024):
-        calling(max(10, count // 25), ours, held)
-    scaling(count)
+    count = int(sys.argv[1]) if sys.argv[1:] and sys.argv[1].isdigit() else 1500
+    if "--caller" in sys.argv:
+        called_by(sys.argv[-1], count)
+        return
+    rows = {
+        "start": start,
+        "cost": lambda: cost(count),
+        "latency": lambda: latency(min(count, 300)),
+        "calling": lambda: calling(max(10, count // 25)),
+        "scaling": lambda: scaling(count),
+    }
+    wanted = sys.argv[sys.argv.index("--only") + 1].split(",") if "--only" in sys.argv else rows
+    for name in wanted:
+        rows[name]()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from restrl.errors import RestrlError
 from restrl.sandbox import Verifier
 from restrl.sandbox.native import core
-from restrl.sandbox.settings import TIERS, UNSAFE
+from restrl.sandbox.settings import NOT_HERE, TIERS, UNSAFE, usable_cores
 
 PACKAGES = ("torch", "transformers", "numpy", "pydantic", "triton")
 
@@ -33,10 +33,12 @@ def examine() -> tuple[list[str], bool]:
     """Lines to print, and whether restrl can work here: some tier that is not unsafe starts."""
     lines = [f"python {platform.python_version()} on {platform.system()} {platform.release()}"]
     lines += [f"{name} {_version(name)}" for name in PACKAGES]
-    lines.append(f"cores: {len(os.sched_getaffinity(0))}; free disk here: {_free_gb():.0f} GB")
+    lines.append(f"cores: {len(usable_cores())}; free disk here: {_free_gb():.0f} GB")
     lines.append(_device())
     lines.append(f"isolation of untrusted programs (each tier started and probed; {_kernel()}):")
     works = {tier: _tier(tier) for tier in TIERS if tier != "none"}
+    if not core.confines:
+        lines.append(f"  none only: {NOT_HERE}")
     lines += [f"  {tier:<12} {why or 'works'}" for tier, why in works.items()]
     well = any(not why for tier, why in works.items() if tier not in UNSAFE)
     if not well:

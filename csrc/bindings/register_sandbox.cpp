@@ -23,9 +23,12 @@ sb::Params params_from(const py::dict& d) {
   p.seccomp = d["seccomp"].cast<bool>();
   p.drop_user = d["drop_user"].cast<bool>();
   for (py::handle path : d["readable"]) p.readable.push_back(path.cast<std::string>());
+  p.children = d["children"].cast<bool>();
+  for (py::handle path : d["programs"]) p.programs.push_back(path.cast<std::string>());
   p.memory_bytes = d["memory_bytes"].cast<std::uint64_t>();
   p.cpu_seconds = d["cpu_seconds"].cast<std::uint64_t>();
   p.scratch_bytes = d["scratch_bytes"].cast<std::uint64_t>();
+  p.processes = d["processes"].cast<std::uint64_t>();
   return p;
 }
 
@@ -38,10 +41,10 @@ int serve(int control, const py::dict& settings) {
     zygote = std::make_unique<sb::Zygote>(control, params);
   } catch (const sb::SandboxError& error) {
     const std::string text = std::string("E") + error.what();
-    if (send(control, text.data(), text.size(), MSG_NOSIGNAL) < 0) _exit(1);
+    if (send(control, text.data(), text.size(), sb::kNoSignal) < 0) _exit(1);
     _exit(1);
   }
-  if (send(control, "R", 1, MSG_NOSIGNAL) != 1) _exit(0);
+  if (send(control, "R", 1, sb::kNoSignal) != 1) _exit(0);
   sb::Request request;
   while (zygote->receive(request)) {
     zygote->before_fork();
@@ -138,6 +141,7 @@ void register_sandbox(py::module_& core) {
         "Write one message; False where the other side is gone or does not read in time.");
   m.def("serve", &serve, py::arg("control"), py::arg("settings"),
         "The zygote's loop; returns in each candidate, confined, with the number of its channel.");
+  m.attr("confines") = bool(RESTRL_CONFINEMENT);  // built with namespaces, Landlock and seccomp
   m.def("landlock_version", &sb::landlock_version, "Version of Landlock in this kernel, 0 for none.");
   m.def("own_address_space", &sb::own_address_space, "Bytes of address space this process has mapped.");
   m.def("die_with_parent", &sb::die_with_parent, "End this process when the thread that started it ends.");

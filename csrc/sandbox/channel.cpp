@@ -81,7 +81,7 @@ bool send_message(int fd, const char* data, std::size_t size, std::int64_t timeo
   while (sent < total) {
     const char* from = sent < first ? head + sent : data + (sent - sizeof length);
     const std::size_t left_here = (sent < first ? first : total) - sent;
-    const ssize_t n = send(fd, from, left_here, MSG_NOSIGNAL | MSG_DONTWAIT);
+    const ssize_t n = send(fd, from, left_here, kNoSignal | MSG_DONTWAIT);
     if (n > 0) {
       sent += static_cast<std::size_t>(n);
       continue;

@@ -1,10 +1,18 @@
 // Length-prefixed messages over a stream socket, with a deadline and a process to watch.
 #pragma once
 
+#include <sys/socket.h>
+
 #include <cstdint>
 #include <string>
 
 namespace restrl::sandbox {
+
+#if defined(MSG_NOSIGNAL)
+inline constexpr int kNoSignal = MSG_NOSIGNAL;
+#else
+inline constexpr int kNoSignal = 0;  // the interpreter ignores SIGPIPE
+#endif
 
 enum class Received { message, closed, timeout, cut, too_long, orphaned };
 

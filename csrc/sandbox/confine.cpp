@@ -41,9 +41,10 @@ void set_common_limits() {
   limit(RLIMIT_SIGPENDING, "RLIMIT_SIGPENDING", 64, 64);
 }
 
-void set_limits(const Params& params, std::uint64_t others) {
+void set_limits(const Params& params, std::uint64_t others, std::uint64_t cpu_seconds) {
+  const std::uint64_t cpu = cpu_seconds > 0 ? cpu_seconds : params.cpu_seconds;
   limit(RLIMIT_AS, "RLIMIT_AS", params.memory_bytes, params.memory_bytes);
-  limit(RLIMIT_CPU, "RLIMIT_CPU", params.cpu_seconds, params.cpu_seconds + 1);
+  limit(RLIMIT_CPU, "RLIMIT_CPU", cpu, cpu + 1);
   // Not the zygote's: how many descriptors a user may have under way in messages is read from the sender's.
   limit(RLIMIT_NOFILE, "RLIMIT_NOFILE", params.open_files, params.open_files);
   // Threads count with all processes of a user, outside a user namespace of one's own.

@@ -26,12 +26,14 @@ struct Params {
   bool landlock = true;                    // tier 2: file system
   bool seccomp = true;                     // tier 2: system calls
   bool drop_user = false;                  // started as root: become `kNobody`, who can read Python's files
+  bool children = false;                   // may start programs: only in a pid namespace of its own (tier 1)
   std::vector<std::string> readable;       // absolute paths a candidate may read (directories or files)
   std::uint64_t memory_bytes = 1 << 30;    // address space of a candidate, the interpreter's included
-  std::uint64_t cpu_seconds = 60;          // second line behind the wall limit
+  std::uint64_t cpu_seconds = 60;          // second line behind the wall limit, where a request names none
+  std::vector<std::string> programs;       // what it may then execute (directories), libraries included
   std::uint64_t scratch_bytes = 16 << 20;  // size of a candidate's own /tmp (tier 1 only), 0 = none
   std::uint64_t open_files = 128;
-  std::uint64_t processes = 256;  // threads of one candidate; see set_limits
+  std::uint64_t processes = 256;  // threads of one candidate, its children included; see set_limits
 };
 
 inline constexpr unsigned kNobody = 65534;
@@ -41,14 +43,16 @@ int landlock_version();
 
 // A ruleset that lets `readable` be read and executed and `writable` be changed; nothing else. Returns its
 // descriptor.
-int make_landlock_ruleset(const std::vector<std::string>& readable, const std::vector<std::string>& writable);
+int make_landlock_ruleset(const std::vector<std::string>& readable, const std::vector<std::string>& writable,
+                          const std::vector<std::string>& executable = {});
 void apply_landlock(int ruleset);
 
 // Together: only the system calls an ordinary single-process program needs; signals to itself only; no new
 // processes. The first is the zygote's, inherited by its candidates; the second is put on by each.
 // `own_files`: all that a candidate can write to is its own, so it may change modes and times.
-void apply_zygote_seccomp(bool own_files);
-void apply_candidate_seccomp();
+// `children`: it may fork, execute and signal what is in its pid namespace; nothing else is let through.
+void apply_zygote_seccomp(bool own_files, bool children = false);
+void apply_candidate_seccomp(bool children = false);
 
 // For a zygote started by root: give up root's user, groups and capabilities for `kNobody`'s.
 void become_nobody();
@@ -58,6 +62,9 @@ void become_nobody();
 // Gives the descriptor of the new pid namespace. Started by root, becomes `kNobody` on the way where it can.
 int enter_namespaces(const Params& params);
 
+// The candidate's own /tmp: empty but for those of `readable` that lie below it.
+void mount_scratch(const Params& params);
+
 // Address space this process has mapped (bytes).
 std::uint64_t own_address_space();
 
@@ -65,7 +72,8 @@ std::uint64_t own_address_space();
 std::uint64_t tasks_now();
 
 // `others`: tasks that may count against this process's limit of them, because it shares its user with them.
-void set_limits(const Params& params, std::uint64_t others);
+// `cpu_seconds`: 0 for those of `params`.
+void set_limits(const Params& params, std::uint64_t others, std::uint64_t cpu_seconds = 0);
 
 // Those limits that a zygote shares with its candidates; they inherit them.
 void set_common_limits();

@@ -62,8 +62,8 @@ int landlock_version() {
   return version < 0 ? 0 : static_cast<int>(version);
 }
 
-int make_landlock_ruleset(const std::vector<std::string>& readable,
-                          const std::vector<std::string>& writable) {
+int make_landlock_ruleset(const std::vector<std::string>& readable, const std::vector<std::string>& writable,
+                          const std::vector<std::string>& executable) {
   const int version = landlock_version();
   if (version == 0) throw SandboxError("landlock", "not in this kernel");
   RulesetAttr attr{known_rights(version), 0, 0};
@@ -80,6 +80,7 @@ int make_landlock_ruleset(const std::vector<std::string>& readable,
   if (ruleset < 0) throw SandboxError("landlock ruleset");
   const int fd = static_cast<int>(ruleset);
   for (const std::string& path : readable) allow(fd, path, kReadFile | kReadDir);
+  for (const std::string& path : executable) allow(fd, path, kReadFile | kReadDir | kExecute);
   const std::uint64_t change = kVersion1 & ~(kExecute | kMakeChar | kMakeSock | kMakeFifo | kMakeBlock);
   for (const std::string& path : writable) allow(fd, path, (change | kTruncate) & known_rights(version));
   return fd;

@@ -22,7 +22,8 @@ namespace restrl::sandbox {
 namespace {
 
 constexpr unsigned kInside = 1000;  // the user and group a candidate sees itself as
-constexpr long kMountSetattr = 442;
+constexpr long kMountSetattr = 442, kOpenTree = 428, kMoveMount = 429;
+constexpr unsigned kCloneTree = 1, kRecursive = 0x8000, kEmptyPath = 4;  // flags of the last two
 
 struct MountAttr {
   std::uint64_t set, clear, propagation, userns;
@@ -54,15 +55,13 @@ void make_directories(const std::string& path, mode_t mode = 0111) {
 
 void set_attributes(const std::string& path, std::uint64_t attributes, bool recursive) {
   const MountAttr attr{attributes, 0, 0, 0};
-  const unsigned flags = recursive ? 0x8000u : 0;  // AT_RECURSIVE
+  const unsigned flags = recursive ? kRecursive : 0;
   must(syscall(kMountSetattr, AT_FDCWD, path.c_str(), flags, &attr, sizeof attr) == 0,
        "attributes of " + path);
 }
 
-// Binds `source` to the same place below `root`; a symbolic link's target appears under the link's own name.
-void bind(const std::string& source, const std::string& target, std::uint64_t attributes) {
-  struct stat info{};
-  if (stat(source.c_str(), &info) != 0) return;
+// A place at `target` for a mount of what `info` describes.
+void make_place(const struct stat& info, const std::string& target) {
   if (S_ISDIR(info.st_mode)) {
     make_directories(target);
   } else {
@@ -71,6 +70,13 @@ void bind(const std::string& source, const std::string& target, std::uint64_t at
     must(fd >= 0, "create " + target);
     close(fd);
   }
+}
+
+// Binds `source` to the same place below `root`; a symbolic link's target appears under the link's own name.
+void bind(const std::string& source, const std::string& target, std::uint64_t attributes) {
+  struct stat info{};
+  if (stat(source.c_str(), &info) != 0) return;
+  make_place(info, target);
   must(mount(source.c_str(), target.c_str(), nullptr, MS_BIND | MS_REC, nullptr) == 0, "bind " + source);
   set_attributes(target, attributes, true);
 }
@@ -105,6 +111,7 @@ void build_root(const std::vector<std::string>& readable) {
   must(chdir("/tmp") == 0 && syscall(SYS_pivot_root, "/tmp", "/tmp/old") == 0 && chdir("/") == 0,
        "pivot_root");
   must(mount("restrl", "/new", "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755") == 0, "mount root");
+  make_directories("/new/tmp", 0755);  // before what lies below it: this one can be listed
   for (std::size_t i = 0; i < readable.size(); ++i) {
     bind("/old" + sources[i], "/new" + readable[i], kReadOnly | kNoSuid | kNoDev);
   }
@@ -112,7 +119,6 @@ void build_root(const std::vector<std::string>& readable) {
   for (const char* device : {"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"}) {
     bind(std::string("/old") + device, std::string("/new") + device, kReadOnly | kNoSuid);
   }
-  make_directories("/new/tmp", 0755);
   must(chdir("/new") == 0 && syscall(SYS_pivot_root, ".", ".") == 0, "second pivot_root");
   must(umount2(".", MNT_DETACH) == 0 && chdir("/") == 0, "leave the old root");
   set_attributes("/", kReadOnly | kNoSuid | kNoDev, false);
@@ -140,6 +146,31 @@ void become_nobody() {
   // signal.
   must(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) == 0, "dumpable");
   die_with_parent();
+}
+
+void mount_scratch(const Params& params) {
+  struct Hidden {
+    std::string path;
+    int tree;
+    struct stat info;
+  };
+  std::vector<Hidden> hidden;  // an environment below /tmp: taken off before, and put back on what hides it
+  for (const std::string& path : params.readable) {
+    if (path.rfind("/tmp/", 0) != 0) continue;
+    Hidden one{path, -1, {}};
+    if (stat(path.c_str(), &one.info) != 0) continue;
+    one.tree =
+        static_cast<int>(syscall(kOpenTree, AT_FDCWD, path.c_str(), kCloneTree | kRecursive | O_CLOEXEC));
+    must(one.tree >= 0, "open the tree of " + path);
+    hidden.push_back(one);
+  }
+  const std::string options = "mode=777,nr_inodes=4096,size=" + std::to_string(params.scratch_bytes);
+  must(mount("scratch", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, options.c_str()) == 0, "scratch");
+  for (const Hidden& one : hidden) {
+    make_place(one.info, one.path);
+    must(syscall(kMoveMount, one.tree, "", AT_FDCWD, one.path.c_str(), kEmptyPath) == 0, "move " + one.path);
+    close(one.tree);
+  }
 }
 
 int enter_namespaces(const Params& params) {

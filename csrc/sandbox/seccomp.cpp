@@ -185,12 +185,22 @@ constexpr int kOnOwnFiles[] = {
 #endif
 };
 
+// Where a candidate may start programs, in a pid namespace of its own. Not `execveat`: descriptors as
+// programs.
+constexpr int kForChildren[] = {
+    SYS_execve, SYS_setpgid, SYS_setsid,
+#if defined(__x86_64__)
+    SYS_fork,   SYS_vfork,   SYS_creat,
+#endif
+};
+
 constexpr unsigned kDeny = SECCOMP_RET_ERRNO | EPERM;
 // Let through by the zygote's filter, narrowed by the candidate's.
 constexpr int kNarrowed[] = {SYS_clone, SYS_kill, SYS_tgkill, SYS_prlimit64, SYS_prctl};
 
 // New enough for headers to lack them; the same on every architecture.
 constexpr int kLandlockCreate = 444, kLandlockAddRule = 445, kLandlockRestrict = 446;
+constexpr int kOpenTree = 428, kMoveMount = 429;
 
 // Linux's own fcntl commands, the same on both architectures.
 constexpr unsigned kOfdGetLock = 36, kOfdSetLock = 37, kOfdSetLockWait = 38, kGetPipeSize = 1032,
@@ -257,15 +267,15 @@ class Filter {
 
 // What the zygote and a child before it is confined need, and a confined one must not have.
 constexpr int kZygoteOnly[] = {
-    SYS_sendmsg, SYS_recvmsg, SYS_setns,      SYS_unshare,     SYS_mount,        SYS_capset,
-    SYS_setsid,  SYS_seccomp, SYS_pidfd_open, kLandlockCreate, kLandlockAddRule, kLandlockRestrict,
+    SYS_sendmsg, SYS_recvmsg,    SYS_setns,       SYS_unshare,      SYS_mount,         SYS_capset, SYS_setsid,
+    SYS_seccomp, SYS_pidfd_open, kLandlockCreate, kLandlockAddRule, kLandlockRestrict, kOpenTree,  kMoveMount,
 };
 
 constexpr unsigned kWhole = 0xffffffffu;
 
 }  // namespace
 
-void apply_zygote_seccomp(bool own_files) {
+void apply_zygote_seccomp(bool own_files, bool children) {
   Filter filter(kDeny);
   for (int nr : kAllowed) filter.give(nr, SECCOMP_RET_ALLOW);
   for (int nr : kZygoteOnly) filter.give(nr, SECCOMP_RET_ALLOW);
@@ -283,6 +293,12 @@ void apply_zygote_seccomp(bool own_files) {
     filter.allow_if(SYS_openat, {{2, looked_at, {O_RDONLY, O_WRONLY, O_RDWR}}});
 #if defined(__x86_64__)
     filter.allow_if(SYS_open, {{1, looked_at, {O_RDONLY, O_WRONLY, O_RDWR}}});
+#endif
+  }
+  if (children) {
+    for (int nr : kForChildren) filter.give(nr, SECCOMP_RET_ALLOW);
+#if defined(__x86_64__)
+    filter.allow_if(SYS_arch_prctl, {{0, kWhole, {0x1002u}}});  // ARCH_SET_FS: every new program's first call
 #endif
   }
   filter.give(SYS_clone3, SECCOMP_RET_ERRNO | ENOSYS);  // its flags lie in memory; glibc falls back to clone
@@ -308,20 +324,25 @@ void apply_zygote_seccomp(bool own_files) {
   filter.install();
 }
 
-void apply_candidate_seccomp() {
+void apply_candidate_seccomp(bool children) {
   const auto self = static_cast<unsigned>(getpid());
   Filter filter(
       SECCOMP_RET_ALLOW);  // of what the zygote's filter lets through; the kernel takes the stricter
-  for (int nr : kZygoteOnly) filter.give(nr, kDeny);
+  for (int nr : kZygoteOnly) {
+    if (nr != SYS_setsid || !children) filter.give(nr, kDeny);
+  }
 
-  // Threads, and no namespaces with them.
+  // Threads, and no namespaces with them; processes only where it may have them, and its own.
   constexpr unsigned kNamespaces = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC |
                                    CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET;
-  filter.allow_if(SYS_clone, {{0, CLONE_THREAD | kNamespaces, {CLONE_THREAD}}});
-
-  // Signals and limits: its own only.
-  filter.allow_if(SYS_kill, {{0, kWhole, {self}}});
-  filter.allow_if(SYS_tgkill, {{0, kWhole, {self}}});
+  if (children) {
+    filter.allow_if(SYS_clone, {{0, kNamespaces | CLONE_PARENT | CLONE_PTRACE, {0}}});
+  } else {
+    filter.allow_if(SYS_clone, {{0, CLONE_THREAD | kNamespaces, {CLONE_THREAD}}});
+    // Signals: to itself only. With children its pid namespace is what keeps them from others.
+    filter.allow_if(SYS_kill, {{0, kWhole, {self}}});
+    filter.allow_if(SYS_tgkill, {{0, kWhole, {self}}});
+  }
   filter.allow_if(SYS_prlimit64, {{0, kWhole, {0, self}}});
   filter.allow_if(SYS_prctl, {{0, kWhole, {PR_SET_NAME, PR_GET_NAME, PR_GET_DUMPABLE, PR_SET_VMA}}});
   filter.install();

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sched.h>
-#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -42,6 +41,7 @@ void send_to_judge(int socket, char kind, const void* data, std::size_t size, in
 }  // namespace
 
 Zygote::Zygote(int control, const Params& params) : control_(control), params_(params) {
+  if (params_.children && !params_.namespaces) throw SandboxError("children", "only in a pid namespace");
   go_first_out_of_memory();
   if (params_.namespaces) {
     own_pid_namespace_ = enter_namespaces(params_);
@@ -56,7 +56,7 @@ Zygote::Zygote(int control, const Params& params) : control_(control), params_(p
   zygote_ = getpid();
   set_common_limits();
   no_new_privileges();
-  if (params_.seccomp) apply_zygote_seccomp(params_.namespaces);
+  if (params_.seccomp) apply_zygote_seccomp(params_.namespaces, params_.children);
 }
 
 int Zygote::ruleset(bool scratch) const {
@@ -66,12 +66,12 @@ int Zygote::ruleset(bool scratch) const {
   }
   std::vector<std::string> writable{"/dev/null"};
   if (scratch) writable.emplace_back("/tmp");
-  return make_landlock_ruleset(readable, writable);
+  return make_landlock_ruleset(readable, writable, params_.programs);
 }
 
 bool Zygote::receive(Request& request) const {
-  char kind = 0;
-  iovec part{&kind, 1};
+  Asked asked;
+  iovec part{&asked, sizeof asked};
   alignas(cmsghdr) char control[CMSG_SPACE(kMaxDescriptors * sizeof(int))];
   msghdr message{};
   message.msg_iov = &part;
@@ -82,13 +82,13 @@ bool Zygote::receive(Request& request) const {
   do {
     got = recvmsg(control_, &message, MSG_CMSG_CLOEXEC);
   } while (got < 0 && errno == EINTR);
-  if (got <= 0) return false;
+  if (got != sizeof asked) return false;
   const cmsghdr* header = CMSG_FIRSTHDR(&message);
   if (header == nullptr || header->cmsg_type != SCM_RIGHTS) return false;
   int fds[kMaxDescriptors] = {-1, -1, -1};
   const std::size_t bytes = header->cmsg_len - CMSG_LEN(0);
   std::memcpy(fds, CMSG_DATA(header), bytes < sizeof fds ? bytes : sizeof fds);
-  request = Request{kind == 's', fds[0], fds[1], fds[2]};
+  request = Request{asked, fds[0], fds[1], fds[2]};
   return true;
 }
 
@@ -104,11 +104,9 @@ void Zygote::in_child(const Request& request) const {
   if (own_pid_namespace_ < 0 && getppid() != zygote_) _exit(0);
   setsid();
   int rules = ruleset_;
-  if (request.scratch && params_.namespaces && params_.scratch_bytes > 0) {
+  if (request.asked.kind == 's' && params_.namespaces && params_.scratch_bytes > 0) {
     if (unshare(CLONE_NEWNS) != 0) throw SandboxError("new mount namespace");
-    const std::string options = "mode=777,nr_inodes=4096,size=" + std::to_string(params_.scratch_bytes);
-    if (mount("scratch", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, options.c_str()) != 0)
-      throw SandboxError("scratch");
+    mount_scratch(params_);
     if (chdir("/tmp") != 0) throw SandboxError("chdir to the scratch place");
     // A rule holds for the directory that is mounted when it is made, not for what lies under a mount.
     if (params_.landlock) rules = ruleset(true);
@@ -117,13 +115,13 @@ void Zygote::in_child(const Request& request) const {
   if (request.output >= 0 && dup2(request.output, 1) < 0) throw SandboxError("stdout");
   if (rules == kChannel) rules = dup(rules);
   if (dup2(request.channel, kChannel) < 0) throw SandboxError("channel");
-  set_limits(params_, others_);
+  set_limits(params_, others_, request.asked.cpu_seconds);
   drop_capabilities();
   close_to_others();
   if (rules >= 0) apply_landlock(rules);
   if (syscall(SYS_close_range, static_cast<unsigned>(kChannel) + 1, ~0u, 0u) != 0)
     throw SandboxError("close_range");
-  if (params_.seccomp) apply_candidate_seccomp();
+  if (params_.seccomp) apply_candidate_seccomp(params_.children);
 }
 
 void Zygote::in_parent(pid_t candidate, const Request& request) const {

@@ -1,8 +1,8 @@
 // The zygote's side of one candidate: take a request, fork, hand back the pidfd, wait, report.
 //
-//   judge ── 'f' or 's' + [channel, stdin?, stdout?] ──► zygote ── fork ──► candidate (channel on 3, no other
-//   descriptor) judge ◄── 'F' + pidfd ──────────────────────────┘ judge ◄── 'X' + Ended ── after the
-//   candidate is reaped
+//   judge ── Asked + [channel, stdin?, stdout?] ──► zygote ── fork ──► candidate (channel on 3, no other
+//         ◄── 'F' + pidfd ────────────────────────────┤                          descriptor)
+//         ◄── 'X' + Ended ── after it is reaped ──────┘
 //
 // The zygote never sees a program, its inputs or a test: those travel on the channel.
 #pragma once
@@ -15,8 +15,14 @@
 
 namespace restrl::sandbox {
 
+// What the judge writes, in host byte order.
+struct __attribute__((packed)) Asked {
+  char kind = 0;  // 'f', or 's': with a /tmp of its own to write to, which costs a mount namespace
+  std::uint32_t cpu_seconds = 0;  // its limit; 0 for the usual one
+};
+
 struct Request {
-  bool scratch = false;  // 's': with a /tmp of its own to write to, which costs a mount namespace
+  Asked asked;
   int channel = -1;
   int input = -1;   // becomes descriptor 0
   int output = -1;  // becomes descriptor 1

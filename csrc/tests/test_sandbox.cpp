@@ -101,6 +101,43 @@ bool refused(long result, int reason) { return result < 0 && errno == reason; }
          "seccomp refuses modes, times and lengths of others' files, their locks, and signals through fcntl");
 }
 
+[[maybe_unused]] void test_seccomp_with_children() {
+  const auto confine = [] {
+    sb::no_new_privileges();
+    sb::apply_zygote_seccomp(true, true);
+    sb::apply_candidate_seccomp(true);
+  };
+  expect(in_child([&] {
+           confine();
+           return in_child([] { return setsid() >= 0 && kill(getpid(), 0) == 0; }) && in_child([] {
+                    execl("/bin/true", "true", nullptr);
+                    return false;
+                  });
+         }),
+         "with children seccomp lets a candidate fork, execute and have sessions");
+  expect(in_child([&] {
+           confine();
+           constexpr long kUser = 0x10000000, kPid = 0x20000000, kParent = 0x8000, kTrace = 0x2000;
+           for (const long flags : {kUser, kPid, kParent, kTrace}) {
+             if (!refused(syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0), EPERM)) return false;
+           }
+           return refused(socket(AF_INET, SOCK_STREAM, 0), EPERM) &&
+                  refused(socket(AF_UNIX, SOCK_STREAM, 0), EPERM) &&
+                  refused(syscall(SYS_unshare, kUser), EPERM) && refused(syscall(SYS_setns, 0, 0), EPERM) &&
+                  refused(syscall(SYS_mount, nullptr, "/tmp", "tmpfs", 0, nullptr), EPERM) &&
+                  refused(syscall(SYS_ptrace, 0, 0, 0, 0), EPERM) &&
+                  refused(syscall(SYS_bpf, 0, nullptr, 0), EPERM) &&
+                  refused(syscall(SYS_keyctl, 0, 0), EPERM) &&
+                  refused(syscall(SYS_memfd_create, "x", 0), EPERM) &&
+                  refused(syscall(SYS_execveat, 0, "", nullptr, nullptr, 0), EPERM) &&
+                  refused(syscall(428 /* open_tree */, 0, "/", 0), EPERM) &&
+                  refused(syscall(429 /* move_mount */, 0, "", 0, "", 0), EPERM) &&
+                  refused(syscall(425 /* io_uring_setup */, 1, nullptr), EPERM) &&
+                  refused(syscall(SYS_clone3, nullptr, 0), ENOSYS);
+         }),
+         "with children seccomp refuses namespaces, mounts, sockets, tracing and kernels' other doors");
+}
+
 void test_landlock() {
   if (sb::landlock_version() == 0) {
     std::puts("no Landlock here: not tested");
@@ -183,6 +220,7 @@ void test_channel() {
 int main() {
 #ifndef __SANITIZE_THREAD__  // whose runtime makes system calls that no candidate needs
   test_seccomp();
+  test_seccomp_with_children();
 #endif
   test_landlock();
   test_limits();

@@ -172,7 +172,7 @@ def split(settings: dict[str, Any], job: dict[str, Any]) -> None:
     tell("ready")
     for method in job["methods"]:
         outcome, _ = _run_method(names, method, link)
-        tell("outcome", *outcome)
+        tell("outcome", method, *outcome)
 
 
 def context(settings: dict[str, Any], job: dict[str, Any]) -> None:
@@ -206,9 +206,9 @@ def context(settings: dict[str, Any], job: dict[str, Any]) -> None:
             tell("broken", str(error))
             return
         except BaseException as error:
-            tell("outcome", *_judged(error, link))
+            tell("outcome", test, *_judged(error, link))
         else:
-            tell("outcome", "passed", "")
+            tell("outcome", test, "passed", "")
 
 
 # -- guarded
@@ -371,4 +371,4 @@ def guarded(guard: Guard, program: str, receive: Callable[[], Any]) -> None:
             names[entry] = _wrong
             failed = _run_method(names, method, None)[0][0] != "passed"
             names[entry] = implementation
-        tell("outcome", status, detail, failed, job["nonce"])
+        tell("outcome", method, status, detail, failed, job["nonce"])

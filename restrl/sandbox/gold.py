@@ -53,7 +53,8 @@ def _expected(item: Item) -> list[Any]:
 def _results(item: Item, program: str, name: str) -> list[Any]:
     """What `name` returns for every input, or the exception it raised."""
     results: list[Any] = []
-    candidate = Candidate(item.zygote, ("batch", program, "", name, item.tests["inputs"]))
+    job = ("batch", program, "", name, item.tests["inputs"])
+    candidate = Candidate(item.zygote, job, cpu_seconds=item.cpu_seconds)
     try:
         for _ in item.tests["inputs"]:
             candidate.arm(time.monotonic() + item.timeout, item.timeout)

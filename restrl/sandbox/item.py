@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import resource
 import time
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from typing import Any
 from restrl.sandbox import plain
 from restrl.sandbox.link import Refused, Stopped
 from restrl.sandbox.native import core
-from restrl.sandbox.remote import Candidate, InfrastructureError, Unjudgeable, Zygote
+from restrl.sandbox.remote import Candidate, Unjudgeable, can_watch_children
+from restrl.sandbox.zygotes import InfrastructureError, Zygote
 
 LOST = 3.0  # time limits that tests which hang or crash may use up before the rest share their fate
 LEAST = 16  # part of its time limit that a test has at least, however many hung before it
@@ -20,6 +22,7 @@ _KEPT_BYTES = 256 << 20  # of what is known of problems
 # Runs that come before a problem's first verdict: of its gold solution, contract, reference and control.
 _RUNS = {"inputs": 3, "unittest": 6, "context": 2}
 SLOWER = 2.0  # a program may take so much longer than what had to be run before it
+PATIENCE = 10  # time limits that one test may take with the reference solution
 _MODES = {"stdio": "stdio", "context": "harness", "unittest": "split"}
 
 
@@ -45,21 +48,28 @@ def task_seconds(timeout: float, tests: dict[str, Any]) -> float:
 class Machinery:
     """The zygotes of a judge, and what it knows of the problems it has met."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.settings = settings
-        self.zygote = Zygote(settings)
-        resource.setrlimit(resource.RLIMIT_AS, (settings["judge_bytes"],) * 2)
+    def __init__(self, settings: dict[str, Any], zygote: Zygote) -> None:
+        self.settings, self.zygote = settings, zygote
+        with contextlib.nullcontext() if core.confines else contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_AS, (settings["judge_bytes"],) * 2)
         self.zygote.wait_ready()
-        self._tests: Zygote | None = None
+        self._more: dict[tuple[bool, bool], Zygote] = {}
         self._known: collections.OrderedDict[bytes, bytes] = collections.OrderedDict()
 
+    def other(self, tests: bool, children: bool) -> Zygote:
+        """The zygote of processes that hold test code, or may start programs; it starts when asked for."""
+        if not tests and not children:
+            return self.zygote
+        key = (tests, children)
+        if key not in self._more:
+            self._more[key] = zygote = Zygote(self.settings, tests, children)
+            zygote.wait_ready()
+        return self._more[key]
+
     @property
-    def tests(self) -> Zygote:
-        """The zygote of the processes that hold test code."""
-        if self._tests is None:
-            self._tests = Zygote(self.settings, tests=True)
-            self._tests.wait_ready()
-        return self._tests
+    def allows_children(self) -> bool:
+        """Whether a program may be let start others: only where its own pid namespace ends them all."""
+        return bool(self.settings["namespaces"]) and can_watch_children()
 
     def once(self, key: bytes, make: Callable[[], Any]) -> Any:
         """What `make` returned for this problem; it is plain data."""
@@ -79,13 +89,13 @@ class Machinery:
         self.zygote.close()
         self.zygote = Zygote(self.settings)
         self.zygote.wait_ready()
-        if self._tests is not None:
-            self._tests.close()
-            self._tests = None
+        for zygote in self._more.values():
+            zygote.close()
+        self._more.clear()
 
     def leave(self) -> None:
         """The caller is gone: let the zygotes end."""
-        for zygote in filter(None, (self.zygote, self._tests)):
+        for zygote in (self.zygote, *self._more.values()):
             zygote.leave()
 
 
@@ -115,15 +125,25 @@ class Item:
     """One program and its tests while they are judged."""
 
     def __init__(
-        self, machinery: Machinery, program: str, tests: dict[str, Any], limits: dict[str, Any], key: bytes
+        self,
+        machinery: Machinery,
+        program: str,
+        tests: dict[str, Any],
+        limits: dict[str, Any],
+        key: bytes,
+        longer: Callable[[float], None],
     ) -> None:
         self.machinery, self.zygote = machinery, machinery.zygote
         self.program, self.tests, self.limits, self.key = program, tests, limits, key
+        self.longer = longer  # tells the caller that the verdict takes up to so many seconds from now
         self.timeout = float(limits["timeout"])
         self.statuses: list[str] = []
         self.detail = ""
         self.mode = _MODES.get(tests["kind"], "function")
         self.candidate: Candidate | None = None
+        self.children = False  # whether its processes may start others
+        self.least: dict[str, float] = {}  # by test: time it may take (s) though that is more than the limit
+        self.took: dict[str, float] = {}  # by test: time it took (s) when it was last run
         self.stops = 0  # tests that hung or ended their candidate
         self.lost = 0.0  # the time they took (s); infinite where the program does not load
         self.capped = False  # a test ended at the verdict's cap, not at its own limit
@@ -141,24 +161,32 @@ class Item:
         """Whether the tests that are left share the last one's fate."""
         return self.lost > LOST * self.timeout - 0.01 or time.monotonic() >= self.end_of_all
 
+    @property
+    def cpu_seconds(self) -> float:
+        """At least what a verdict that is allowed to be so long may use."""
+        return self.seconds + 2
+
     def lose(self, seconds: float) -> None:
         """A test hung or ended its candidate after `seconds`."""
         self.stops += 1
         self.lost += seconds
 
     def begin_reference(self) -> None:
-        """The time of the reference solution begins: every test may use its whole limit."""
-        self.begin(self.timeout * count_tests(self.tests))
+        """The time of the reference solution begins: every test may use `PATIENCE` times its limit."""
+        self.begin(PATIENCE * self.timeout * count_tests(self.tests))
+        self.longer(self.seconds + task_seconds(self.timeout, self.tests))
 
     def once(self, make: Callable[[], Any]) -> Any:
         """What is known of the problem, found out at its first verdict."""
         value, seconds = self.machinery.once(self.key, lambda: _timed(make))
         self.begin(SLOWER * seconds)
+        if self.seconds > verdict_seconds(self.timeout, count_tests(self.tests)):
+            self.longer(self.seconds + task_seconds(self.timeout, self.tests))
         return value
 
     def start(self, job: tuple[Any, ...]) -> Candidate:
         self.finish()
-        self.candidate = Candidate(self.zygote, job)
+        self.candidate = Candidate(self.zygote, job, cpu_seconds=self.cpu_seconds)
         return self.candidate
 
     def finish(self) -> None:
@@ -166,9 +194,12 @@ class Item:
             self.candidate.end()
             self.candidate = None
 
-    def arm(self, candidate: Candidate) -> None:
-        """A test begins. From the third on that hangs, each has half of the time that the last one had."""
-        limit = self.timeout / min(2 ** max(self.stops - 1, 0), LEAST)
+    def arm(self, candidate: Candidate, least: float = 0.0) -> None:
+        """A test begins. From the third on that hangs, each has half of the time that the last one had.
+
+        least  seconds that it may take whatever the time limit says
+        """
+        limit = max(self.timeout, least) / min(2 ** max(self.stops - 1, 0), LEAST)
         candidate.arm(min(time.monotonic() + limit, self.end_of_all), self.spare)
 
     def note(self, status: str, detail: str) -> None:

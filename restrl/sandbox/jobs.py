@@ -188,6 +188,21 @@ _IN_PROCESS |= {"redirect_stdout", "redirect_stderr", "seed", "assertLogs", "ass
 _IN_PROCESS |= {"catch_warnings"}
 
 
+# Code with one of these words may start programs: the problem's own code, never the one that is judged.
+_STARTS = {"subprocess", "Popen", "popen", "system", "posix_spawn", "multiprocessing", "ProcessPoolExecutor"}
+
+
+def _starts_programs(problem: Problem, *sources: str) -> bool:
+    for source in sources:
+        tree = _parse(source, problem, "reference solution or test code")
+        imports = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
+        texts = [a.name for n in imports for a in n.names]
+        texts += [n.module or "" for n in imports if isinstance(n, ast.ImportFrom)]
+        if (_words(tree) | {word for text in texts for word in text.split(".")}) & _STARTS:
+            return True
+    return False
+
+
 def _words(node: ast.AST) -> set[str]:
     found = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
     return found | {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
@@ -218,6 +233,7 @@ def _unittest(problem: Problem, tests: Unittest) -> dict[str, Any]:
             methods.append(name)
             if together or _words(method) & _IN_PROCESS:
                 in_process.append(name)
+    reference = problem.reference
     return {
         "kind": "unittest",
         "code": tests.code,
@@ -226,6 +242,7 @@ def _unittest(problem: Problem, tests: Unittest) -> dict[str, Any]:
         "reference": problem.reference or "",
         "methods": methods,
         "in_process": in_process,
+        "starts_programs": reference is not None and _starts_programs(problem, tests.code, reference),
     }
 
 

@@ -1,6 +1,6 @@
 """The judge: holds the tests, runs them against candidates, answers with per-test statuses.
 
-Started by the verifier as its own program (`main`), with the socket to it on descriptor 0. It handles one
+Started by the verifier as its own program (process.py), with the socket to it on descriptor 0. It handles one
 item at a time: (number, program, tests, options) in, (number, statuses, seconds, detail, mode) out. Test code
 is trusted and runs here; the program runs in a candidate (remote.py), and only plain data comes back.
 """
@@ -11,18 +11,19 @@ import builtins
 import fcntl
 import functools
 import os
+import select
 import signal
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from restrl.sandbox.compare import same_call, same_output
-from restrl.sandbox.gold import judge_inputs
 from restrl.sandbox.item import SLOWER, Enough, Item, Machinery, count_tests
 from restrl.sandbox.link import Name
 from restrl.sandbox.native import core
-from restrl.sandbox.remote import CALLER, Candidate, InfrastructureError, Unjudgeable
-from restrl.sandbox.unittests import judge_context, judge_unittest
+from restrl.sandbox.remote import CALLER, Candidate, Unjudgeable
+from restrl.sandbox.zygotes import InfrastructureError, Zygote
 
 _CACHED_BYTES = 1 << 16
 
@@ -91,9 +92,17 @@ def judge_asserts(item: Item) -> None:
 
 
 def _stdin(text: str) -> int:
+    data = text.encode("utf-8", "surrogatepass")
+    if sys.platform != "linux":
+        import tempfile
+
+        with tempfile.TemporaryFile() as file:
+            file.write(data)
+            file.seek(0)
+            return os.dup(file.fileno())
     fd = os.memfd_create("stdin", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with open(fd, "wb", closefd=False) as file:
-        file.write(text.encode("utf-8", "surrogatepass"))
+        file.write(data)
     # Not to be written to: its pages count against nobody's limit.
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
     os.lseek(fd, 0, os.SEEK_SET)
@@ -111,7 +120,7 @@ def judge_stdio(item: Item) -> None:
         try:
             item.finish()
             job = ("script", item.program, tests["before"])
-            candidate = item.candidate = Candidate(item.zygote, job, (stdin, into))
+            candidate = item.candidate = Candidate(item.zygote, job, (stdin, into), None, item.cpu_seconds)
         finally:
             os.close(stdin)
             os.close(into)
@@ -125,6 +134,25 @@ def judge_stdio(item: Item) -> None:
             item.one(run)
         finally:
             os.close(out)
+
+
+# Loaded by judges that meet such tests: it takes its time.
+def judge_inputs(item: Item) -> None:
+    from restrl.sandbox import gold
+
+    gold.judge_inputs(item)
+
+
+def judge_unittest(item: Item) -> None:
+    from restrl.sandbox import unittests
+
+    unittests.judge_unittest(item)
+
+
+def judge_context(item: Item) -> None:
+    from restrl.sandbox import unittests
+
+    unittests.judge_context(item)
 
 
 KINDS = {
@@ -151,35 +179,32 @@ def judge(item: Item) -> None:
         item.finish()
 
 
-def judge_all(item: Item, longer: Callable[[float], None]) -> None:
-    """Judge, and once more with a longer cap where the cap was too short for the reference solution itself.
-
-    longer  tells the caller that the verdict takes up to so many seconds more
-    """
+def judge_all(item: Item) -> None:
+    """Judge, and once more with a longer cap where it was too short for the reference solution itself."""
     key = item.key + b"time"
     known = item.machinery.known(key)
     if known is not None and SLOWER * known > item.seconds:
-        longer(SLOWER * known + item.timeout)
+        item.longer(SLOWER * known + item.timeout)
         item.begin(SLOWER * known)
     judge(item)
     if known is not None or not item.capped or item.tests["kind"] not in ("calls", "asserts", "stdio"):
         return  # the other kinds run what they compare with before
-    cap = SLOWER * item.machinery.once(key, functools.partial(_reference_seconds, item, longer))
+    cap = SLOWER * item.machinery.once(key, functools.partial(_reference_seconds, item))
     if cap > item.seconds:
-        longer(cap + item.timeout)
+        item.longer(cap + item.timeout)
         item.statuses, item.detail = [], ""
         item.begin(cap)
         judge(item)
 
 
-def _reference_seconds(item: Item, longer: Callable[[float], None]) -> float:
+def _reference_seconds(item: Item) -> float:
     """How long the reference solution takes, every test with its whole limit; 0 where it does not pass."""
     if not item.tests["reference"]:
         return 0.0
     most = item.timeout * count_tests(item.tests)
-    longer(most + item.timeout)
+    item.longer(most + item.timeout)
     limits = {**item.limits, "early_exit": True}
-    reference = Item(item.machinery, item.tests["reference"], item.tests, limits, item.key)
+    reference = Item(item.machinery, item.tests["reference"], item.tests, limits, item.key, item.longer)
     reference.begin(most)
     begin = time.monotonic()
     judge(reference)
@@ -194,20 +219,27 @@ def _requests() -> Iterator[tuple[int, str, bytes, dict[str, Any]]]:
         yield core.decode(data)
 
 
+def _end_with_caller() -> None:
+    """Where no signal comes when the parent ends: its socket hangs up."""
+    poll = select.poll()
+    poll.register(CALLER, 0)
+    poll.poll()
+    os._exit(0)
+
+
 def _longer(number: int, seconds: float) -> None:
     core.send(CALLER, core.encode(("longer", number, seconds)))
 
 
-def main() -> None:
-    """Serve one verifier until it hangs up; its first message holds the settings."""
-    core.die_with_parent()
+def main(settings: dict[str, Any], zygote: Zygote) -> None:
+    """Serve one verifier until it hangs up. `zygote` is starting."""
+    if not core.confines:
+        import threading
+
+        threading.Thread(target=_end_with_caller, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    data = core.receive(CALLER)
-    if not isinstance(data, bytes):
-        return
-    settings = core.decode(data)
     try:
-        machinery = Machinery(settings)
+        machinery = Machinery(settings, zygote)
     except InfrastructureError as error:
         core.send(CALLER, core.encode(("refused", str(error))))
         return
@@ -218,8 +250,9 @@ def main() -> None:
         answer: tuple[Any, ...]
         try:
             tests = decode(payload) if len(payload) < _CACHED_BYTES else core.decode(payload)
-            item = Item(machinery, program, tests, {**settings, **options}, options["problem"])
-            judge_all(item, functools.partial(_longer, number))
+            longer = functools.partial(_longer, number)
+            item = Item(machinery, program, tests, {**settings, **options}, options["problem"], longer)
+            judge_all(item)
             seconds = time.monotonic() - begin
             answer = ("verdict", number, item.statuses, seconds, item.detail, item.mode)
         except Unjudgeable as error:

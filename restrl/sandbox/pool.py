@@ -11,7 +11,6 @@ programs.
 from __future__ import annotations
 
 import heapq
-import os
 import selectors
 import socket
 import subprocess
@@ -22,7 +21,7 @@ from typing import Any
 
 from restrl.sandbox.native import core
 from restrl.sandbox.process import GRACE, PATIENCE, JudgeProcess, Task
-from restrl.sandbox.settings import Limits
+from restrl.sandbox.settings import PLACES, Limits, usable_cores
 
 QUEUE = 3  # items a judge holds: the one it judges and what it goes on with
 ATTEMPTS = 3
@@ -136,8 +135,7 @@ class Pool:
     def _run(self) -> None:
         try:
             self._selector.register(self._woken, selectors.EVENT_READ, None)
-            for _ in range(self.workers):
-                self._start()
+            self._start()  # the others when the first has shown that it can be done here
             while not self._closing and self._failure is None:
                 self._step()
         except Exception as error:  # a waiting caller must hear of it
@@ -183,14 +181,16 @@ class Pool:
         Judge, zygote and candidate take turns, so they lose nothing on one core. Left to itself the system
         moves them all the time, and often puts two judges on one core while another is idle.
         """
-        cores = sorted(os.sched_getaffinity(0))
-        if self.workers < len(cores):
+        cores = usable_cores()
+        if not PLACES or self.workers < len(cores):
             return None
         taken = [judge.core for judge in self._judges]
         return min(cores, key=taken.count)
 
     def _deal(self) -> None:
-        for load in range(QUEUE):
+        # While some start, the others take no more than they can judge at once.
+        loads = QUEUE if all(judge.ready for judge in self._judges) else 1
+        for load in range(loads):
             for judge in self._judges:
                 if judge.ready and len(judge.tasks) == load:
                     with self._lock:
@@ -213,8 +213,9 @@ class Pool:
             judge.ready = True
             self._false_starts = 0
             judge.restart_clock()
-            if all(j.ready for j in self._judges):
-                self._started.set()
+            self._started.set()
+            while len(self._judges) < self.workers:
+                self._start()
         elif kind == "refused":
             if self._started.is_set():  # it could be done here before: something was killed
                 self._replace(judge, str(rest[0]))

@@ -30,8 +30,15 @@ spec.loader.exec_module(module)
 import restrl
 restrl._core = module
 sys.path += sys.argv[3:]
-from restrl.sandbox.judge import main
-main()
+native = module.sandbox
+native.die_with_parent()
+data = native.receive(0)  # the settings
+if isinstance(data, bytes):
+    settings = native.decode(data)
+    from restrl.sandbox.zygotes import Zygote
+    zygote = Zygote(settings)  # starts while this loads the rest
+    from restrl.sandbox.judge import main
+    main(settings, zygote)
 """
 
 
@@ -82,7 +89,7 @@ class JudgeProcess:
             theirs.close()
         self.socket = ours
         self.core = core_number
-        if core_number is not None:
+        if sys.platform == "linux" and core_number is not None:
             with contextlib.suppress(OSError):  # a core that was taken away meanwhile
                 os.sched_setaffinity(self.process.pid, {core_number})
         self.ready = False

@@ -7,123 +7,42 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 import time
 from typing import Any, NoReturn
 
 from restrl.sandbox.link import Link, Stopped
-from restrl.sandbox.native import CORE_FILE, core
+from restrl.sandbox.native import core
+from restrl.sandbox.zygotes import START_SECONDS, InfrastructureError, Zygote, read_text
 
 CALLER = 0  # descriptor of the socket to the process that asked; its hang-up ends the judge
-_ENDED = struct.Struct("iiq")
-_START_SECONDS = 10.0
 _SIGNALS = {int(s): s.name for s in signal.Signals}  # not all: most real-time ones have no name
+_WATCH_SECONDS = 0.05  # between looks at the memory of a candidate's children
 _LARGE = 0.5  # of its memory limit: a candidate past it that the system killed had run out of memory
-
-
-class InfrastructureError(Exception):
-    """The machinery, not the candidate, failed: the item is to be judged again."""
 
 
 class Unjudgeable(Exception):
     """The tests of the problem cannot be run here, whatever the program: judging again would not help."""
 
 
-def _read(path: str) -> str:
-    with open(path) as file:
-        return file.read()
+def tree_bytes(pid: int) -> int:
+    """Memory that `pid` and all below it hold (bytes): what they share counts for each of them."""
+    total = 0
+    with contextlib.suppress(OSError, ValueError, IndexError):  # it ended meanwhile
+        total = int(read_text(f"/proc/{pid}/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            for child in read_text(f"/proc/{pid}/task/{thread}/children").split():
+                total += tree_bytes(int(child))
+    return total
 
 
-def _out_of_memory_killings() -> int:
-    """Of this machine since it started; 0 where the kernel does not say."""
-    try:
-        counts = dict(line.split() for line in _read("/proc/vmstat").splitlines())
-        return int(counts["oom_kill"])
-    except (OSError, KeyError, ValueError):
-        return 0
+def can_watch_children() -> bool:
+    """Whether this kernel lists the children of a process (CONFIG_PROC_CHILDREN)."""
+    return os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 
 
 def orphaned() -> None:
     os._exit(0)
-
-
-class Zygote:
-    """The process that forks candidates; started once per judge with an empty environment."""
-
-    def __init__(self, settings: dict[str, Any], tests: bool = False) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        here = os.path.dirname(os.path.realpath(__file__))
-        root = os.path.dirname(os.path.dirname(here))
-        program = [sys.executable, "-I", "-S", "-X", "utf8", os.path.join(here, "zygote.py"), root]
-        arguments = [*program, CORE_FILE, core.encode({**settings, "tests": tests}).hex()]
-        # Above 3, so that the copy to 3 is a real one and is inherited.
-        high = socket.socket(fileno=os.dup(theirs.fileno())) if theirs.fileno() == 3 else theirs
-        actions = [
-            (os.POSIX_SPAWN_DUP2, high.fileno(), 3),
-            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),
-        ]
-        self.pid = os.posix_spawn(sys.executable, arguments, {}, file_actions=actions)
-        theirs.close()
-        high.close()
-        self.socket = ours
-        self.max_bytes = int(settings["result_bytes"])
-        self.memory_bytes = int(settings["memory_bytes"])
-        self.cpu_us = int(settings["cpu_seconds"]) * 1_000_000
-        self._killings = _out_of_memory_killings()
-
-    def wait_ready(self) -> None:
-        """Raises InfrastructureError with the reason where the isolation could not be set up."""
-        self.socket.settimeout(_START_SECONDS)
-        try:
-            answer = self.socket.recv(4096)
-        except TimeoutError:
-            answer = b"Eno answer at start"
-        if answer != b"R":
-            raise InfrastructureError(answer[1:].decode(errors="replace") or "the zygote ended at start")
-
-    def fork(self, fds: list[int], scratch: bool) -> int:
-        """A new candidate that holds `fds` (channel, stdin, stdout); returns its pidfd."""
-        try:
-            socket.send_fds(self.socket, [b"s" if scratch else b"f"], fds)
-            kind, received, _, _ = socket.recv_fds(self.socket, 64, 1)
-        except (OSError, TimeoutError) as error:
-            raise InfrastructureError(f"zygote: {error}") from error
-        if kind != b"F" or len(received) != 1:
-            raise InfrastructureError("the zygote ended")
-        return received[0]
-
-    def ended(self, timeout: float) -> tuple[int, int, int] | None:
-        """(exit code or -signal, CPU microseconds, peak bytes) of the candidate; None if it runs on."""
-        self.socket.settimeout(max(timeout, 0.0) or 1e-6)
-        try:
-            data = self.socket.recv(64)
-        except (TimeoutError, BlockingIOError):
-            return None
-        finally:
-            self.socket.settimeout(_START_SECONDS)
-        if data[:1] != b"X":
-            raise InfrastructureError("the zygote ended")
-        code, kib, cpu = _ENDED.unpack(data[1:])
-        return code, cpu, kib << 10
-
-    def memory_was_short(self) -> bool:
-        """Whether the system killed any process for want of memory since this was last asked."""
-        before, self._killings = self._killings, _out_of_memory_killings()
-        return self._killings > before
-
-    def leave(self) -> None:
-        """Hang up and wait until it has ended by itself."""
-        self.socket.close()
-        os.waitpid(self.pid, 0)
-
-    def close(self) -> None:
-        self.socket.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
 
 
 # A program that writes files says one of these somewhere; the others are spared the mount of a scratch place.
@@ -145,6 +64,13 @@ def wants_scratch(program: str) -> bool:
     return any(word in program for word in _FILE_WORDS)
 
 
+def _kill(pidfd: int) -> None:
+    if sys.platform == "linux" and pidfd > 0:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    else:  # a number, and its process group; it is the zygote's child until its end was told
+        os.killpg(-pidfd, signal.SIGKILL)
+
+
 class Candidate(Link):
     """One forked candidate. `arm` sets the deadline of every test.
 
@@ -153,23 +79,30 @@ class Candidate(Link):
     """
 
     def __init__(
-        self, zygote: Zygote, job: tuple[Any, ...], fds: tuple[int, ...] = (), scratch: bool | None = None
+        self,
+        zygote: Zygote,
+        job: tuple[Any, ...],
+        fds: tuple[int, ...] = (),
+        scratch: bool | None = None,
+        cpu_seconds: float = 0.0,
     ) -> None:
         super().__init__()
-        self.zygote, self.deadline = zygote, time.monotonic() + _START_SECONDS
+        self.cpu_seconds = max(zygote.cpu_seconds, int(cpu_seconds))
+        self.zygote, self.deadline = zygote, time.monotonic() + START_SECONDS
         self.beside: Candidate | None = None  # that it waits for: what that one waits for a core counts too
         self.cpu_us = 0
         self.spare = 0.0
         self._waited = 0.0
+        self._looked = 0.0
         ours, theirs = socket.socketpair()
         self.channel = ours
         try:
             writes = wants_scratch(job[1]) if scratch is None else scratch
-            self.pidfd = zygote.fork([theirs.fileno(), *fds], writes)
+            self.pidfd = zygote.fork([theirs.fileno(), *fds], writes, self.cpu_seconds)
         finally:
             theirs.close()
         self.alive = True
-        ready = core.receive(ours.fileno(), _START_SECONDS, 4096, CALLER)
+        ready = core.receive(ours.fileno(), START_SECONDS, 4096, CALLER)
         if ready != b"R":
             self.end()
             reason = ready.decode(errors="replace") if isinstance(ready, bytes) else ready
@@ -192,7 +125,7 @@ class Candidate(Link):
             raise Stopped("timeout", "time limit")
         self.alive, self.cpu_us = False, ended[1]
         code = ended[0]
-        if code == -signal.SIGXCPU or (code == -signal.SIGKILL and ended[1] >= self.zygote.cpu_us):
+        if code == -signal.SIGXCPU or (code == -signal.SIGKILL and ended[1] >= self.cpu_seconds * 1_000_000):
             raise Stopped("timeout", "CPU limit")
         if code == -signal.SIGKILL:
             self._killed(ended[2])
@@ -219,10 +152,30 @@ class Candidate(Link):
         """Seconds its first thread has waited for a core so far; 0 where the kernel does not say."""
         more = self.beside._queued() if self.beside is not None else 0.0
         try:
-            pid = _read(f"/proc/self/fdinfo/{self.pidfd}").split("Pid:")[1].split()[0]
-            return more + int(_read(f"/proc/{pid}/schedstat").split()[1]) / 1e9
+            return more + int(read_text(f"/proc/{self._pid()}/schedstat").split()[1]) / 1e9
         except (OSError, IndexError):
             return more
+
+    def _pid(self) -> int:
+        """Raises OSError or IndexError where it has ended."""
+        return int(read_text(f"/proc/self/fdinfo/{self.pidfd}").split("Pid:")[1].split()[0])
+
+    def _watch(self) -> None:
+        """Now and then: what a candidate and its children hold together; each has a limit of its own."""
+        now = time.monotonic()
+        if now < self._looked + _WATCH_SECONDS:
+            return
+        self._looked = now
+        with contextlib.suppress(OSError, IndexError):
+            if tree_bytes(self._pid()) > self.zygote.memory_bytes:
+                self.end()
+                raise Stopped("memory", "it and the programs it started held too much together")
+        if self.beside is not None and self.beside.zygote.children:
+            try:
+                self.beside._watch()
+            except Stopped:
+                self.end()
+                raise
 
     def _extend(self) -> bool:
         """At the deadline: give back the time for which it had no core. False if there is none."""
@@ -238,8 +191,13 @@ class Candidate(Link):
     def read(self) -> bytes:
         while True:
             left = max(self.deadline - time.monotonic(), 0.0)
-            data = core.receive(self.channel.fileno(), left, self.zygote.max_bytes + 64, CALLER)
-            if data != "timeout" or not self._extend():
+            if self.zygote.children:
+                self._watch()
+                wait = min(left, _WATCH_SECONDS)
+            else:
+                wait = left
+            data = core.receive(self.channel.fileno(), wait, self.zygote.max_bytes + 64, CALLER)
+            if data != "timeout" or (wait == left and not self._extend()):
                 break
         if isinstance(data, bytes):
             return data
@@ -267,15 +225,15 @@ class Candidate(Link):
         if self.alive:
             self.alive = False
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-            ended = self.zygote.ended(_START_SECONDS)
+                _kill(self.pidfd)
+            ended = self.zygote.ended(START_SECONDS)
             if ended is None:
                 raise InfrastructureError("a killed candidate did not end")
             self.cpu_us = ended[1]
-        if self.pidfd >= 0:
+        if self.pidfd > 0:
             os.close(self.pidfd)
-            self.pidfd = -1
-            self.channel.close()
+        self.pidfd = 0
+        self.channel.close()
 
     def output(self, pipe: int, limit: int) -> bytes:
         """What it writes to `pipe` until it closes it. Raises Stopped past `limit` bytes or the deadline."""

@@ -7,13 +7,11 @@ solution: apart from the program where the reference passes so, else beside it.
 from __future__ import annotations
 
 import os
-import secrets
 import time
-from pathlib import Path
 from typing import Any
 
 from restrl.sandbox import arrays
-from restrl.sandbox.item import Item
+from restrl.sandbox.item import PATIENCE, SLOWER, Item
 from restrl.sandbox.link import Refused, Stopped
 from restrl.sandbox.native import core
 from restrl.sandbox.remote import Candidate, Unjudgeable
@@ -23,9 +21,12 @@ _STATUSES = ("passed", "failed", "error", "timeout", "memory", "output_limit", "
 _LOAD_SECONDS = 20.0  # for test code that imports large packages
 _TAMPERED = "a wrong implementation passes beside this program: it changed the tests"
 
+with open(arrays.__file__, encoding="utf-8") as _file:
+    _ARRAYS = _file.read()
+
 # In a candidate: runs what DS-1000's tests give to `exec`, and hands out its variables one by one.
 _RUNNER = f"""\
-{Path(arrays.__file__).read_text(encoding="utf-8")}
+{_ARRAYS}
 _names = {{}}
 def run(code, given):
     global _names
@@ -40,9 +41,11 @@ def get(name):
 def judge_unittest(item: Item) -> None:
     methods = item.tests["methods"]
     plan = item.once(lambda: _plan(item))
+    item.children, item.least = plan["children"], plan["least"]
     apart = [m for m in methods if m not in plan["guarded"]]
     beside = [m for m in methods if m in plan["guarded"]]
-    item.mode = "+".join(["split"] * bool(apart) + ["guarded"] * bool(beside))
+    words = ["split"] * bool(apart) + ["guarded"] * bool(beside) + ["processes"] * item.children
+    item.mode = "+".join(words)
     outcomes = _run(item, "split", item.program, apart, [])
     outcomes |= _run(item, "guarded", item.program, beside, plan["controls"])
     for method in methods:
@@ -71,7 +74,21 @@ def _must_pass(outcomes: dict[str, Outcome]) -> None:
 
 
 def _plan(item: Item) -> dict[str, Any]:
-    """Which methods run beside the program, and which of these refuse a wrong implementation."""
+    """How the tests are run. With programs that may start others only where the reference needs that, and the
+    problem's own code says that it starts some.
+    """
+    item.least = dict.fromkeys(item.tests["methods"], PATIENCE * item.timeout)
+    try:
+        return _plan_alone(item)
+    except Unjudgeable:
+        if not item.tests["starts_programs"] or not item.machinery.allows_children:
+            raise
+    item.children = True
+    return _plan_alone(item)
+
+
+def _plan_alone(item: Item) -> dict[str, Any]:
+    """Which methods run beside the program, which of these refuse a wrong implementation, which take long."""
     tests = item.tests
     methods = tests["methods"]
     guarded = list(tests["in_process"])
@@ -89,7 +106,8 @@ def _plan(item: Item) -> dict[str, Any]:
         if tests["reference"]:
             _must_pass(outcomes)
     item.detail = ""
-    return {"guarded": guarded, "controls": controls}
+    least = {m: SLOWER * s for m, s in item.took.items() if SLOWER * s > item.timeout}
+    return {"guarded": guarded, "controls": controls, "children": item.children, "least": least}
 
 
 def _run(
@@ -115,7 +133,9 @@ def _run(
         try:
             group.start(left, controls)
             for method in left:
-                outcomes[method], failed = group.outcome()
+                before = time.monotonic()
+                outcomes[method], failed = group.outcome(method, item.least.get(method, 0.0))
+                item.took[method] = time.monotonic() - before
                 if refused is not None and failed:
                     refused.append(method)
                 elif refused is None and method in controls and not failed:
@@ -141,27 +161,30 @@ class _Group:
         self.item, self.mode, self.program = item, mode, program
         self.candidate: Candidate | None = None
         self.tests: Candidate | None = None
-        self.nonce = secrets.token_hex(16)
+        self.nonce = os.urandom(16).hex()
         self.alive = True
 
     def start(self, methods: list[str], controls: list[str]) -> None:
         item, data = self.item, self.item.tests
         job = {"code": data["code"], "methods": methods}
-        zygote = item.machinery.tests
+        zygote = item.machinery.other(tests=True, children=item.children)
+        most = item.cpu_seconds
         if self.mode == "guarded":
-            self.tests = Candidate(zygote, ("guarded", self.program), scratch=True)
+            self.tests = Candidate(zygote, ("guarded", self.program), scratch=True, cpu_seconds=most)
             self._expect("loaded", item.timeout)
             job |= {"entry_point": data["entry_point"], "controls": controls, "nonce": self.nonce}
             self.tests.write(core.encode(job))
         else:
             source = _RUNNER if self.mode == "context" else self.program
             writes = True if self.mode == "context" else None
-            self.candidate = Candidate(item.zygote, ("serve", source, "", ""), scratch=writes)
+            program = ("serve", source, "", "")
+            alone = item.machinery.other(tests=False, children=item.children)
+            self.candidate = Candidate(alone, program, scratch=writes, cpu_seconds=most)
             extra = ["program", "wanted"] if self.mode == "context" else ["prefix", "entry_point"]
             job |= {key: {**data, "program": self.program}[key] for key in extra}
             channel = os.dup(self.candidate.channel.fileno())
             try:
-                self.tests = Candidate(zygote, (self.mode, job), (channel,), scratch=True)
+                self.tests = Candidate(zygote, (self.mode, job), (channel,), True, most)
             finally:
                 os.close(channel)
             self.tests.beside = self.candidate
@@ -193,10 +216,10 @@ class _Group:
             self.alive = False
             raise Stopped("failed", " ".join(map(str, message[1:2])) or "malformed outcome")
 
-    def outcome(self) -> tuple[Outcome, bool]:
-        """Of the next method, and whether the wrong implementation failed."""
+    def outcome(self, method: str, least: float) -> tuple[Outcome, bool]:
+        """Of the next method, which may take `least` seconds, and whether the wrong implementation failed."""
         assert self.tests is not None
-        self.item.arm(self.tests)
+        self.item.arm(self.tests, least)
         try:
             message = self._read()
         except Stopped as stop:
@@ -204,12 +227,13 @@ class _Group:
         finally:
             self.item.spare = self.tests.spare
         guarded = self.mode == "guarded"
-        whole = message[:1] == ("outcome",) and len(message) == (5 if guarded else 3)
-        if not whole or (guarded and message[4] != self.nonce):
+        # Its name too: a process that forks within a test tells everything twice.
+        whole = message[:2] == ("outcome", method) and len(message) == (6 if guarded else 4)
+        if not whole or (guarded and message[5] != self.nonce):
             self.alive = False
             return ("crashed", "malformed outcome"), True
-        status, detail = str(message[1]), str(message[2])
-        failed = bool(message[3]) if guarded else True
+        status, detail = str(message[2]), str(message[3])
+        failed = bool(message[4]) if guarded else True
         if self.candidate is not None:
             if status.startswith("refused "):
                 raise Refused(status.partition(" ")[2], detail)

@@ -31,7 +31,7 @@ from restrl.sandbox.native import core
 from restrl.sandbox.pool import Counts, Pool
 from restrl.sandbox.probes import leaks
 from restrl.sandbox.process import Task
-from restrl.sandbox.settings import TIERS, UNSAFE, VERSION, Limits, sandbox_settings
+from restrl.sandbox.settings import NOT_HERE, TIERS, UNSAFE, VERSION, Limits, sandbox_settings
 from restrl.sandbox.verdict import Pending, Verdict
 
 __all__ = ["Pending", "Stats", "Verdict", "Verifier"]
@@ -135,6 +135,8 @@ class Verifier:
                 return tier, pool
             pool.close()
             reasons.append(f"{tier}: {found}")
+        if not core.confines:
+            raise RestrlError(f"programs cannot be confined here: {NOT_HERE}")
         raise RestrlError(
             f"no sandbox can be set up here ({'; '.join(reasons)}); use a kernel with Landlock and seccomp "
             "(Linux 5.13), or allow_unsafe to run programs with less"

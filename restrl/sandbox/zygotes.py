@@ -1,0 +1,141 @@
+"""The judge's side of a zygote: start it, have it fork, hear how a candidate ended.
+
+Imports little: a judge starts its zygote before it loads the rest of itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+import sys
+from typing import Any
+
+from restrl.sandbox.native import CORE_FILE, core
+
+_ENDED = struct.Struct("iiq")
+_ASKED = struct.Struct("=cI")  # csrc/sandbox/zygote.h
+_FORKED = struct.Struct("=ci")  # csrc/sandbox/unconfined.cpp
+_PACKETS = socket.SOCK_SEQPACKET if core.confines else socket.SOCK_STREAM
+START_SECONDS = 10.0
+
+
+class InfrastructureError(Exception):
+    """The machinery, not the candidate, failed: the item is to be judged again."""
+
+
+def read_text(path: str) -> str:
+    with open(path) as file:
+        return file.read()
+
+
+def _out_of_memory_killings() -> int:
+    """Of this machine since it started; 0 where the kernel does not say."""
+    try:
+        counts = dict(line.split() for line in read_text("/proc/vmstat").splitlines())
+        return int(counts["oom_kill"])
+    except (OSError, KeyError, ValueError):
+        return 0
+
+
+class Zygote:
+    """The process that forks candidates; started once per judge with an empty environment."""
+
+    def __init__(self, settings: dict[str, Any], tests: bool = False, children: bool = False) -> None:
+        if children:  # fewer processes, and the system's programs
+            readable = list(dict.fromkeys([*settings["readable"], *settings["programs"]]))
+            settings = {**settings, "children": True, "processes": 32, "readable": readable}
+        else:
+            settings = {**settings, "programs": []}
+        ours, theirs = socket.socketpair(socket.AF_UNIX, _PACKETS)
+        here = os.path.dirname(os.path.realpath(__file__))
+        root = os.path.dirname(os.path.dirname(here))
+        program = [sys.executable, "-I", "-S", "-X", "utf8", os.path.join(here, "zygote.py"), root]
+        arguments = [*program, CORE_FILE, core.encode({**settings, "tests": tests}).hex()]
+        # Above 3, so that the copy to 3 is a real one and is inherited.
+        high = socket.socket(fileno=os.dup(theirs.fileno())) if theirs.fileno() == 3 else theirs
+        actions = [
+            (os.POSIX_SPAWN_DUP2, high.fileno(), 3),
+            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),
+        ]
+        self.pid = os.posix_spawn(sys.executable, arguments, {}, file_actions=actions)
+        theirs.close()
+        high.close()
+        self.socket = ours
+        self.max_bytes = int(settings["result_bytes"])
+        self.memory_bytes = int(settings["memory_bytes"])
+        self.cpu_seconds = int(settings["cpu_seconds"])
+        self.children = children
+        self._killings = _out_of_memory_killings()
+
+    def wait_ready(self) -> None:
+        """Raises InfrastructureError with the reason where the isolation could not be set up."""
+        self.socket.settimeout(START_SECONDS)
+        try:
+            answer = self.socket.recv(4096)
+        except TimeoutError:
+            answer = b"Eno answer at start"
+        if answer != b"R":
+            raise InfrastructureError(answer[1:].decode(errors="replace") or "the zygote ended at start")
+
+    def fork(self, fds: list[int], scratch: bool, cpu_seconds: int) -> int:
+        """A new candidate that holds `fds` (channel, stdin, stdout): its pidfd, or its number, negative."""
+        try:
+            asked = _ASKED.pack(b"s" if scratch else b"f", cpu_seconds)
+            socket.send_fds(self.socket, [asked], fds)
+            if not core.confines:
+                kind, pid = _FORKED.unpack(self._rest(b"", _FORKED.size))
+                if kind != b"F":
+                    raise InfrastructureError("the zygote ended")
+                return -int(pid)
+            kind, received, _, _ = socket.recv_fds(self.socket, 64, 1)
+        except OSError as error:  # TimeoutError is one
+            raise InfrastructureError(f"zygote: {error}") from error
+        if kind != b"F" or len(received) != 1:
+            raise InfrastructureError("the zygote ended")
+        return received[0]
+
+    def _rest(self, data: bytes, size: int) -> bytes:
+        """`data` and what is missing of a message of `size` bytes: streams may give them one by one."""
+        while len(data) < size:
+            part = self.socket.recv(size - len(data))
+            if not part:
+                raise InfrastructureError("the zygote ended")
+            data += part
+        return data
+
+    def ended(self, timeout: float) -> tuple[int, int, int] | None:
+        """(exit code or -signal, CPU microseconds, peak bytes) of the candidate; None if it runs on."""
+        self.socket.settimeout(max(timeout, 0.0) or 1e-6)
+        try:
+            data = self.socket.recv(1 + _ENDED.size)
+            if not core.confines:
+                data = self._rest(data, 1 + _ENDED.size)
+        except (TimeoutError, BlockingIOError):
+            return None
+        finally:
+            self.socket.settimeout(START_SECONDS)
+        if data[:1] != b"X":
+            raise InfrastructureError("the zygote ended")
+        code, kib, cpu = _ENDED.unpack(data[1:])
+        return code, cpu, kib << 10
+
+    def memory_was_short(self) -> bool:
+        """Whether the system killed any process for want of memory since this was last asked."""
+        before, self._killings = self._killings, _out_of_memory_killings()
+        return self._killings > before
+
+    def leave(self) -> None:
+        """Hang up and wait until it has ended by itself."""
+        self.socket.close()
+        os.waitpid(self.pid, 0)
+
+    def close(self) -> None:
+        self.socket.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
