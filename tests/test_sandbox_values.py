@@ -183,6 +183,7 @@ def test_arguments_arrive_as_they_are(verifier: Verifier) -> None:
         ("nan", "nan", False, True),
         ("inf", "1e999", False, False),
         ("1_1", "11", False, False),
+        ("\uff11\uff12", "12", True, False),  # digits all the same, but no one prints them
     ],
 )
 def test_output_comparison(got: str, expected: str, tolerant: bool, same: bool) -> None:
