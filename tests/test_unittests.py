@@ -265,6 +265,7 @@ def test_guarded_where_tests_patch_or_share_files(verifier: Verifier) -> None:
     files = judge(verifier, unit(FILES, LENGTH), LENGTH, "def task_func(path): return 10")
     assert [v.tests for v in files] == [("passed", "passed"), ("passed", "failed")]
     assert {v.mode for v in files} == {"split+guarded"}
+    assert judge(verifier, unit(FILES), LENGTH)[0].passed  # without a reference too
     assert set(Path("/tmp").glob("tmp*/a.txt")) == before  # what tests write stays in their process
 
 

@@ -186,6 +186,11 @@ _IN_PROCESS = {
 }
 _IN_PROCESS |= {"redirect_stdout", "redirect_stderr", "seed", "assertLogs", "assertNoLogs", "assertWarns"}
 _IN_PROCESS |= {"catch_warnings"}
+# And with one of these it makes files for the program, or looks for what that wrote. With a reference
+# solution it is known whether it does.
+_FILES = {"open", "tempfile", "mkdtemp", "mkstemp", "TemporaryDirectory", "NamedTemporaryFile"}
+_FILES |= {"mkdir", "makedirs", "rmtree", "rmdir", "unlink", "exists", "isfile", "isdir", "listdir"}
+_FILES |= {"write_text", "read_text", "write_bytes", "read_bytes"}
 
 
 # Code with one of these words may start programs: the problem's own code, never the one that is judged.
@@ -214,8 +219,9 @@ def _unittest(problem: Problem, tests: Unittest) -> dict[str, Any]:
     bases: set[str] = set()
     methods: list[str] = []
     in_process: list[str] = []
+    together_words = _IN_PROCESS if problem.reference else _IN_PROCESS | _FILES
     outside = [n for n in tree.body if not isinstance(n, ast.ClassDef | ast.Import | ast.ImportFrom)]
-    everywhere = set().union(*map(_words, outside)) & _IN_PROCESS
+    everywhere = set().union(*map(_words, outside)) & together_words
     for node in tree.body:
         if not isinstance(node, ast.ClassDef) or not any(
             _words(base) & ({"TestCase", "IsolatedAsyncioTestCase"} | bases) for base in node.bases
@@ -225,13 +231,13 @@ def _unittest(problem: Problem, tests: Unittest) -> dict[str, Any]:
         own = [n for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
         shared = [n for n in node.body if n not in own] + node.decorator_list
         shared += [n for n in own if not n.name.startswith("test")]  # fixtures and what tests call
-        together = bool(everywhere or set().union(*map(_words, shared)) & _IN_PROCESS)
+        together = bool(everywhere or set().union(*map(_words, shared)) & together_words)
         for method in sorted((n for n in own if n.name.startswith("test")), key=lambda n: n.name):
             name = f"{node.name}.{method.name}"
             if name in methods:
                 continue  # a second definition replaces the first
             methods.append(name)
-            if together or _words(method) & _IN_PROCESS:
+            if together or _words(method) & together_words:
                 in_process.append(name)
     reference = problem.reference
     return {
