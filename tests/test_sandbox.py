@@ -202,6 +202,18 @@ def test_wrapped_outputs_and_tuples_of_call_based_apps(verifier: Verifier) -> No
         "import sys\nprint('x' * 1000000, file=sys.stderr)\nprint('  7.0  \\n\\n')",
         "import atexit\natexit.register(print, 7)",
         "import tempfile\nt = tempfile.TemporaryFile('w+')\nt.write('7')\nt.seek(0)\nprint(t.read())",
+        "\ufeffprint(7)",
+        "import os\nassert os.path.basename(__file__) == 'program.py'\nprint(7)",
+        "import sys\nassert 'r' in sys.stdin.mode and 'w' in sys.stdout.mode\nprint(7)",
+        "import sys\nassert sys.stdin.name == '<stdin>'\nprint(7)",
+        "import io, sys\nsys.stdout = io.TextIOWrapper(sys.stdout.buffer)\nprint(7)",
+        "import io, sys\nsys.stdout = io.TextIOWrapper(sys.stdout.detach())\nprint(7)",
+        "import sys\nsys.stdout.reconfigure(encoding='ascii')\nprint(7)",
+        "import sys\nsys.stdout = None\nsys.__stdout__.write('7')",
+        "import sys\nprint(7)\nsys.stdout.close()",
+        "out = open(1, 'w', closefd=False)\nprint(7, file=out)",
+        "class A:\n    def __del__(self): print(7)\na = A()",
+        "print(sum(map(int, open('/dev/stdin'))), file=open('/dev/stdout', 'w'))",
     ],
 )
 def test_valid_scripts_pass(verifier: Verifier, program: str) -> None:
@@ -227,6 +239,10 @@ def test_valid_scripts_pass(verifier: Verifier, program: str) -> None:
 )
 def test_bad_scripts_do_not_pass(verifier: Verifier, program: str, status: str) -> None:
     assert one(verifier, ECHO, program).status == status
+
+
+def test_a_byte_order_mark_is_no_part_of_the_program(verifier: Verifier) -> None:
+    assert one(verifier, INC, "\ufeffdef f(x): return x + 1").passed
 
 
 def test_many_inputs_are_separate_runs(verifier: Verifier) -> None:

@@ -134,7 +134,8 @@ class Item:
         longer: Callable[[float], None],
     ) -> None:
         self.machinery, self.zygote = machinery, machinery.zygote
-        self.program, self.tests, self.limits, self.key = program, tests, limits, key
+        self.program = program.removeprefix("\ufeff")  # a file may begin so; the mark is no part of its text
+        self.tests, self.limits, self.key = tests, limits, key
         self.longer = longer  # tells the caller that the verdict takes up to so many seconds from now
         self.timeout = float(limits["timeout"])
         self.statuses: list[str] = []

@@ -109,6 +109,7 @@ class Candidate:
 
     def _module(self, name: str) -> types.ModuleType:
         module = types.ModuleType(name)
+        module.__file__ = "/tmp/program.py"  # as that of any file: nothing lies there
         sys.modules[name] = module
         self.names = module.__dict__
         return module
@@ -161,10 +162,20 @@ class Candidate:
             else:
                 self._send_value(value)
 
+    def _let_go(self) -> None:
+        """What a module's end does: files it holds write what they kept, destructors run."""
+        for private in (True, False):
+            for name in list(self.names):
+                if name != "__builtins__" and (name[:1] == "_" and name[:2] != "__") == private:
+                    self.names[name] = None
+
     def script(self, source: str, before: str) -> None:
         """Run as `python program.py` would, with the names that `before` imports, and end the process."""
         sys.modules["__main__"] = self._module("__main__")
         sys.argv = ["program.py"]
+        _standard_streams()  # new ones: the zygote's know /dev/null, where one can seek
+        if "/dev/std" in source:
+            _open_standard_paths()
         code = 0
         try:
             if before:
@@ -180,8 +191,10 @@ class Candidate:
                 sys.modules["threading"]._shutdown()
             if "atexit" in sys.modules:
                 sys.modules["atexit"]._run_exitfuncs()
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            _flush(sys.stdout)
+            self._let_go()
+            with contextlib.suppress(ValueError):  # it gave up its buffer to another one
+                _flush(sys.__stdout__)
         except BaseException as error:
             self._send_error(error, "raise")
             code = 1
@@ -191,19 +204,43 @@ class Candidate:
 def _standard_streams() -> None:
     # Over descriptors 0-2, whatever a fork puts there.
     sys.stdin = io.TextIOWrapper(
-        io.BufferedReader(io.FileIO(0, "r", closefd=False)), encoding="utf-8", errors="surrogateescape"
+        io.BufferedReader(_file(0, "<stdin>", "r")), encoding="utf-8", errors="surrogateescape"
     )
     sys.stdout = io.TextIOWrapper(
-        io.BufferedWriter(io.FileIO(1, "w", closefd=False), 1 << 16),
-        encoding="utf-8",
-        errors="surrogateescape",
+        io.BufferedWriter(_file(1, "<stdout>", "w"), 1 << 16), encoding="utf-8", errors="surrogateescape"
     )
     sys.stderr = io.TextIOWrapper(
-        io.BufferedWriter(io.FileIO(2, "w", closefd=False)),
+        io.BufferedWriter(_file(2, "<stderr>", "w")),
         encoding="utf-8",
         errors="backslashreplace",
         line_buffering=True,
     )
+    for stream, mode in ((sys.stdin, "r"), (sys.stdout, "w"), (sys.stderr, "w")):
+        vars(stream)["mode"] = mode  # programs that read in a hurry ask for it
+    vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout, __stderr__=sys.stderr)
+
+
+def _flush(stream: Any) -> None:
+    if stream is not None and not getattr(stream, "closed", False):
+        stream.flush()
+
+
+def _file(descriptor: int, name: str, mode: str) -> io.FileIO:
+    file = io.FileIO(descriptor, mode, closefd=False)
+    vars(file)["name"] = name
+    return file
+
+
+def _open_standard_paths() -> None:
+    """/dev/stdin and its like for `open`: they are links into /proc, which a candidate does not have."""
+    paths = {f"/dev/{name}": number for number, name in enumerate(("stdin", "stdout", "stderr"))}
+    plain_open = io.open
+
+    def open(file: Any, *args: Any, **kwargs: Any) -> Any:
+        known = isinstance(file, str) and file in paths
+        return plain_open(os.dup(paths[file]) if known else file, *args, **kwargs)
+
+    io.open = vars(sys.modules["builtins"])["open"] = open
 
 
 _FIRST_PROGRAM = """\
