@@ -99,7 +99,7 @@ def _read() -> list[Attack]:
         for part in path.read_text(encoding="utf-8").split("\n### ")[1:]:
             title, _, code = part.partition("\n")
             name, _, kind = title.rpartition(" | ")
-            attacks.append(Attack(name, kind, path.stem == "oddities", code))
+            attacks.append(Attack(name, kind, path.stem.endswith("oddities"), code))
     return attacks
 
 

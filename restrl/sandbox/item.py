@@ -200,8 +200,10 @@ class Item:
 
         least  seconds that it may take whatever the time limit says
         """
-        limit = max(self.timeout, least) / min(2 ** max(self.stops - 1, 0), LEAST)
-        candidate.arm(min(time.monotonic() + limit, self.end_of_all), self.spare)
+        whole = max(self.timeout, least)
+        left = max(LOST * whole - self.lost, whole / LEAST)
+        limit = min(whole / min(2 ** max(self.stops - 1, 0), LEAST), left)
+        candidate.arm(min(time.monotonic() + limit, self.end_of_all), min(self.spare, left - limit))
 
     def note(self, status: str, detail: str) -> None:
         self.statuses.append(status)
