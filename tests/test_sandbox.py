@@ -7,6 +7,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ import pytest
 from restrl.errors import RestrlError
 from restrl.records import Asserts, Calls, Check, Problem, Stdio, Tests
 from restrl.sandbox import Verdict, Verifier
+from restrl.sandbox.item import Item
+from restrl.sandbox.jobs import judge_tests
 
 
 def problem(tests: Tests, **fields: Any) -> Problem:
@@ -90,6 +93,19 @@ def test_tests_passed_before_a_timeout_count_and_the_verdict_is_capped(verifier:
     verdict = one(verifier, many, "def f(x):\n    while x > 7: pass\n    return x")
     assert list(verdict.tests) == ["passed"] * 8 + ["timeout"] * 4
     assert time.monotonic() - begin < 4.0  # two hang, the others share their fate
+
+
+def test_tests_that_hang_have_three_time_limits_in_all() -> None:
+    """Waits for a core included: a busy machine does not make them longer."""
+    given: list[float] = []
+    candidate: Any = SimpleNamespace(arm=lambda end, spare: given.append(end + spare - time.monotonic()))
+    machinery: Any = SimpleNamespace(zygote=None)
+    item = Item(machinery, "x", judge_tests(INC), {"timeout": 6.0}, b"")
+    for seconds in (8.0, 8.0, 2.0):
+        item.arm(candidate)
+        item.lose(seconds)
+    item.arm(candidate)
+    assert given == pytest.approx([12.0, 10.0, 2.0, 6.0 / 16], abs=0.05)
 
 
 def test_one_slow_check_has_one_limit_for_all_its_calls(verifier: Verifier) -> None:

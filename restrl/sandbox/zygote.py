@@ -172,7 +172,6 @@ class Candidate:
         """Run as `python program.py` would, with the names that `before` imports, and end the process."""
         self._module("__main__")
         sys.argv = ["program.py"]
-        _standard_streams()  # new ones: the zygote's know /dev/null, where one can seek
         if "/dev/std" in source:
             _open_standard_paths()
         code = 0
@@ -206,7 +205,9 @@ _LEFT_TO_THE_END = ("open", "__del__", "weakref", "Writer", "Wrapper", "FileIO",
 
 
 def _standard_streams() -> None:
-    # Over descriptors 0-2, whatever a fork puts there.
+    # Over descriptors 0-2, whatever a fork puts there. They keep what they find out now: that stdout is a pipe.
+    null, (out, into) = os.dup(1), os.pipe()
+    os.dup2(into, 1)
     sys.stdin = io.TextIOWrapper(
         io.BufferedReader(_file(0, "<stdin>", "r")), encoding="utf-8", errors="surrogateescape"
     )
@@ -219,6 +220,9 @@ def _standard_streams() -> None:
         errors="backslashreplace",
         line_buffering=True,
     )
+    os.dup2(null, 1)
+    for descriptor in (null, out, into):
+        os.close(descriptor)
     for stream, mode in ((sys.stdin, "r"), (sys.stdout, "w"), (sys.stderr, "w")):
         vars(stream)["mode"] = mode  # programs that read in a hurry ask for it
     vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout, __stderr__=sys.stderr)
