@@ -205,7 +205,7 @@ _LEFT_TO_THE_END = ("open", "__del__", "weakref", "Writer", "Wrapper", "FileIO",
 
 
 def _standard_streams() -> None:
-    # Over descriptors 0-2, whatever a fork puts there. They keep what they find out now: that stdout is a pipe.
+    # Over descriptors 0-2, whatever a fork puts there. They keep what they find now: stdout is a pipe.
     null, (out, into) = os.dup(1), os.pipe()
     os.dup2(into, 1)
     sys.stdin = io.TextIOWrapper(
