@@ -100,7 +100,7 @@ def test_tests_that_hang_have_three_time_limits_in_all() -> None:
     given: list[float] = []
     candidate: Any = SimpleNamespace(arm=lambda end, spare: given.append(end + spare - time.monotonic()))
     machinery: Any = SimpleNamespace(zygote=None)
-    item = Item(machinery, "x", judge_tests(INC), {"timeout": 6.0}, b"")
+    item = Item(machinery, "x", judge_tests(INC), {"timeout": 6.0}, b"", lambda seconds: None)
     for seconds in (8.0, 8.0, 2.0):
         item.arm(candidate)
         item.lose(seconds)
