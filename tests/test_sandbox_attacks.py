@@ -42,9 +42,14 @@ def _problem(row: dict[str, Any]) -> Problem:
 def test_labelled_attacks(verifier: Verifier, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [json.loads(line) for line in _FILE.read_text().splitlines()]
     assert {r["format"] for r in rows} == {"function", "stdio", "unittest", "harness"}
-    verdicts = verifier.verify([(_problem(r), r["code"]) for r in rows])
+    items = []
+    for number, row in enumerate(rows):  # four at a time, between right and wrong programs
+        items.append((_problem(row), row["code"]))
+        items.append((DOUBLE, f"def f(x): return x * {2 + number % 2}  # {number}"))
+    verdicts = verifier.verify(items)
+    assert [v.passed for v in verdicts[1::2]] == [n % 2 == 0 for n in range(len(rows))]
     wrong = []
-    for row, verdict in zip(rows, verdicts, strict=True):
+    for row, verdict in zip(rows, verdicts[::2], strict=True):
         right = verdict.passed == (row["expect"]["verdict"] == "passed")
         if not right or verdict.reward is None:
             wrong.append((row["name"], verdict))
@@ -66,9 +71,7 @@ def test_labelled_attacks_beside_the_tests(verifier: Verifier) -> None:
     rows = [json.loads(line) for line in _FILE.read_text().splitlines()]
     rows = [r for r in rows if r["format"] == "unittest"]
     for row in rows:
-        code = row["problem"]["test"].replace(
-            "    def test", "    @patch.dict('os.environ', {})\n    def test"
-        )
+        code = row["problem"]["test"].replace("    def test", "    @patch('os.sep', '/')\n    def test")
         row["problem"]["test"] = "from unittest.mock import patch\n" + code
     verdicts = verifier.verify([(_problem(r), r["code"]) for r in rows])
     assert {v.mode for v in verdicts} == {"guarded"}

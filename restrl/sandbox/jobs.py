@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import builtins
+import re
 import warnings
 from typing import Any
 
 from restrl.errors import RestrlError
 from restrl.problems.typed import typed_arguments
 from restrl.records import Asserts, Calls, Check, Context, Inputs, Problem, Stdio, Unittest
+from restrl.sandbox.remote import wants_scratch
 
 # Call-based APPS programs, and all of LiveCodeBench, were written where these names are there already.
 _USUAL_NAMES = """\
@@ -177,20 +179,35 @@ _IN_PROCESS = {
     "mock",
     "Mock",
     "MagicMock",
-    "environ",
     "putenv",
-    "stdout",
     "stderr",
     "stdin",
     "chdir",
 }
-_IN_PROCESS |= {"redirect_stdout", "redirect_stderr", "seed", "assertLogs", "assertNoLogs", "assertWarns"}
-_IN_PROCESS |= {"catch_warnings"}
-# And with one of these it makes files for the program, or looks for what that wrote. With a reference
-# solution it is known whether it does.
-_FILES = {"open", "tempfile", "mkdtemp", "mkstemp", "TemporaryDirectory", "NamedTemporaryFile"}
-_FILES |= {"mkdir", "makedirs", "rmtree", "rmdir", "unlink", "exists", "isfile", "isdir", "listdir"}
-_FILES |= {"write_text", "read_text", "write_bytes", "read_bytes"}
+_IN_PROCESS |= {"redirect_stderr", "assertLogs", "assertNoLogs", "assertWarns", "catch_warnings"}
+# With one of these it can run in another process that gives and takes what they change (mirror.py).
+_SHARED = {"seed": "seed", "environ": "environ", "stdout": "stdout", "redirect_stdout": "stdout"}
+_SHARED_PATCHES = {"patch.dict": ("os.environ", "environ"), "patch": ("sys.stdout", "stdout")}
+
+
+# With one of these, a file that a program wrote could run code where it is read.
+_RUN_FILES = {"pickle", "read_pickle", "joblib", "dill", "shelve", "marshal", "importlib", "runpy", "ctypes"}
+_RUN_FILES |= {"sys.path", "exec", "eval", "torch", "yaml", "cloudpickle", "allow_pickle"}
+_WORD = re.compile(r"sys\.path|\w+")
+
+
+def _files(code: str) -> set[str]:
+    """{"files"} where the tests' code has words of files, and none of what runs them."""
+    return {"files"} if wants_scratch(code) and not _RUN_FILES & set(_WORD.findall(code)) else set()
+
+
+def _shared_patch(node: ast.AST) -> str:
+    """What of `_SHARED` a call like `patch.dict(os.environ, ...)` changes; "" for any other code."""
+    if not isinstance(node, ast.Call) or not node.args:
+        return ""
+    function = ast.unparse(node.func).removeprefix("unittest.").removeprefix("mock.")
+    target, shared = _SHARED_PATCHES.get(function, ("", ""))
+    return shared if ast.unparse(node.args[0]).strip("'\"") == target else ""
 
 
 # Code with one of these words may start programs: the problem's own code, never the one that is judged.
@@ -209,8 +226,15 @@ def _starts_programs(problem: Problem, *sources: str) -> bool:
 
 
 def _words(node: ast.AST) -> set[str]:
-    found = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-    return found | {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
+    """Names and attributes; of a patch of what is shared only the word for that."""
+    shared = _shared_patch(node)
+    if shared:
+        assert isinstance(node, ast.Call)
+        rest = [*node.args[1:], *(k.value for k in node.keywords)]
+        return set().union({shared}, *map(_words, rest))
+    own = {node.id} if isinstance(node, ast.Name) else set()
+    own |= {node.attr} if isinstance(node, ast.Attribute) else set()
+    return set().union(own, *map(_words, ast.iter_child_nodes(node)))
 
 
 def _unittest(problem: Problem, tests: Unittest) -> dict[str, Any]:
@@ -219,9 +243,8 @@ def _unittest(problem: Problem, tests: Unittest) -> dict[str, Any]:
     bases: set[str] = set()
     methods: list[str] = []
     in_process: list[str] = []
-    together_words = _IN_PROCESS if problem.reference else _IN_PROCESS | _FILES
     outside = [n for n in tree.body if not isinstance(n, ast.ClassDef | ast.Import | ast.ImportFrom)]
-    everywhere = set().union(*map(_words, outside)) & together_words
+    everywhere = set().union(*map(_words, outside)) & _IN_PROCESS
     for node in tree.body:
         if not isinstance(node, ast.ClassDef) or not any(
             _words(base) & ({"TestCase", "IsolatedAsyncioTestCase"} | bases) for base in node.bases
@@ -231,13 +254,13 @@ def _unittest(problem: Problem, tests: Unittest) -> dict[str, Any]:
         own = [n for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
         shared = [n for n in node.body if n not in own] + node.decorator_list
         shared += [n for n in own if not n.name.startswith("test")]  # fixtures and what tests call
-        together = bool(everywhere or set().union(*map(_words, shared)) & together_words)
+        together = bool(everywhere or set().union(*map(_words, shared)) & _IN_PROCESS)
         for method in sorted((n for n in own if n.name.startswith("test")), key=lambda n: n.name):
             name = f"{node.name}.{method.name}"
             if name in methods:
                 continue  # a second definition replaces the first
             methods.append(name)
-            if together or _words(method) & together_words:
+            if together or _words(method) & _IN_PROCESS:
                 in_process.append(name)
     reference = problem.reference
     return {
@@ -249,6 +272,7 @@ def _unittest(problem: Problem, tests: Unittest) -> dict[str, Any]:
         "methods": methods,
         "in_process": in_process,
         "starts_programs": reference is not None and _starts_programs(problem, tests.code, reference),
+        "shares": sorted({_SHARED[word] for word in _words(tree) & _SHARED.keys()} | _files(tests.code)),
     }
 
 
