@@ -245,31 +245,34 @@ Visits Tree::expand(NodeId leaf, std::uint32_t simulation, const Split& split,
                     std::span<const double> completions, std::span<const double> children) {
   const std::uint32_t k = format_.k;
   check_room(k);
-  Record& record = scratch_;
-  record.simulation = simulation;
-  record.reused = 0;
-  record.values.clear();
+  Record& scratch = scratch_;
+  scratch.reused = 0;
+  RecordRows record;
+  record.values = completions;
   if (format_.reuse && leaf != kRoot) {
-    read(expansion_of(leaf), record);
-    const std::uint32_t child = record.child_in(lane(leaf));
-    record.reused = record.children[child].count;
+    read(expansion_of(leaf), scratch);
+    const std::uint32_t child = scratch.child_in(lane(leaf));
+    scratch.reused = scratch.children[child].count;
     std::uint32_t place = 0;
     for (std::uint32_t i = 0; i < k; ++i) {
-      if (record.child_of[i] == child) record.values[place++] = record.values[i];
+      if (scratch.child_of[i] == child) scratch.values[place++] = scratch.values[i];
     }
-    record.values.resize(place);
-    record.simulation = simulation;
+    scratch.values.resize(place);
+    scratch.values.insert(scratch.values.end(), completions.begin(), completions.end());
+    record.values = scratch.values;
   }
-  record.values.insert(record.values.end(), completions.begin(), completions.end());
+  record.simulation = simulation;
+  record.reused = scratch.reused;
   record.child_of = split.child_of;
-  record.texts.assign(split.texts.begin() + record.reused, split.texts.end());
-  record.children.clear();
-  for (std::size_t i = 0; i < split.children.size(); ++i) {
+  record.texts = std::span(split.texts).subspan(record.reused);
+  scratch.children.resize(split.children.size());
+  for (std::uint32_t i = 0; i < split.children.size(); ++i) {
     const Split::Child& child = split.children[i];
-    record.children.push_back({child.line_length, child.count, child.completion, child.terminal, false,
-                               format_.scored ? children[i] : 0.0});
+    scratch.children[i] = {child.line_length, child.count,        child.completion,
+                           child.terminal,    i < num_decisions_, format_.scored ? children[i] : 0.0};
   }
-  choose_visible(record);
+  if (format_.scored) choose_visible(scratch);
+  record.children = scratch.children;
 
   std::size_t copied = 0;
   for (const Text& text : record.texts) copied += text.owner == nullptr ? text.size : 0;
@@ -300,13 +303,11 @@ Visits Tree::expand(NodeId leaf, std::uint32_t simulation, const Split& split,
   return visits;
 }
 
-// The num_decisions children of highest first score, the earlier one of equals.
+// Of scored children the num_decisions of highest first score, the earlier one of equals; the first ones are
+// chosen so far.
 void Tree::choose_visible(Record& record) const {
   const auto count = static_cast<std::uint32_t>(record.children.size());
-  if (!format_.scored || count <= num_decisions_) {
-    for (std::uint32_t i = 0; i < count; ++i) record.children[i].visible = i < num_decisions_;
-    return;
-  }
+  if (count <= num_decisions_) return;
   std::vector<std::uint32_t> order(count);
   for (std::uint32_t i = 0; i < count; ++i) order[i] = i;
   std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
@@ -314,7 +315,7 @@ void Tree::choose_visible(Record& record) const {
     const double score_b = record.children[b].score;
     return score_a > score_b || (score_a == score_b && a < b);
   });
-  for (std::uint32_t i = 0; i < num_decisions_; ++i) record.children[order[i]].visible = true;
+  for (std::uint32_t i = 0; i < count; ++i) record.children[order[i]].visible = i < num_decisions_;
 }
 
 // The `next` of an expansion with so many visible children, none of which has a value: their UCT values are
@@ -341,7 +342,7 @@ void Tree::set_lane(NodeId node, const Record::Child& child) {
 }
 
 // Into what is reserved: the record of the next expansion, its texts and owners.
-void Tree::append_record(const Record& record) {
+void Tree::append_record(const RecordRows& record) {
   char* copies = nullptr;
   for (const Text& text : record.texts) {
     text_bytes_ += std::uint64_t{text.size} + 1;

@@ -170,7 +170,7 @@ class Tree {
   std::uint32_t pick(std::uint32_t e, std::uint32_t tie, std::uint64_t draw) const;
   void set_lane(NodeId node, const Record::Child& child);
   void choose_visible(Record& record) const;
-  void append_record(const Record& record);
+  void append_record(const RecordRows& record);
   void read(std::uint32_t expansion, Record& record) const;
   Text completion(std::uint32_t expansion, std::uint32_t index) const;
   NodeId lane_of_child(std::uint32_t expansion, const Record& record, std::uint32_t child) const;
