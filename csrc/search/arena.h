@@ -52,6 +52,7 @@ class Array {
   T& operator[](std::size_t i) { return data_[i]; }
   const T& operator[](std::size_t i) const { return data_[i]; }
   std::size_t size() const { return size_; }
+  std::size_t capacity() const { return bytes_ / sizeof(T); }
 
   // Room for `size` rows. Throws std::bad_alloc with nothing changed.
   void reserve(std::size_t size) {

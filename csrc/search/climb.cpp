@@ -16,10 +16,15 @@ struct ScalarLanes {
   };
   static Values load(const double* values) { return {{values[0], values[1], values[2], values[3]}}; }
 
-  static void add(Line& line, std::uint32_t lane, std::uint32_t N, double W) {
-    line.N[lane] += N;
-    line.W[lane] += W;
-  }
+  struct Addends {
+    Addends(std::uint32_t added_N, double added_W) : N(added_N), W(added_W) {}
+    void add(Line& line, std::uint32_t lane) const {
+      line.N[lane] += N;
+      line.W[lane] += W;
+    }
+    std::uint32_t N;
+    double W;
+  };
 
   template <bool>
   static Values uct(const Rows& rows, std::uint32_t line, double ratio) {

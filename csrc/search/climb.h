@@ -56,7 +56,10 @@ inline constexpr std::uint32_t kLeaf = 0x80000000;      // not expanded; the low
 inline constexpr std::uint32_t kTerminal = 0x40000000;  // with kLeaf: never to be expanded
 // With kLeaf: a scored child with duplicates, not backed up through yet, whose W / N is not its score.
 inline constexpr std::uint32_t kFresh = 0x20000000;
-inline constexpr std::uint32_t kTie = 0x40000000;  // in `next`, without kLeaf
+// In `next`, without kLeaf: several children are best. The low bits are a mask of their lanes where 4 <<
+// shift bits fit (kMaskShift); Walks::pick finds them again in wider expansions.
+inline constexpr std::uint32_t kTie = 0x40000000;
+inline constexpr std::uint32_t kMaskShift = 2;
 inline constexpr std::uint32_t kMostExpansions = 0x20000000;
 inline constexpr std::uint32_t lane_of(std::uint32_t leaf) { return leaf & 0x1fffffff; }
 
@@ -90,7 +93,7 @@ struct Change {
 };
 
 // ln N for small N, by std::log.
-inline constexpr std::uint32_t kTabulated = 8192;
+inline constexpr std::uint32_t kTabulated = 65536;
 extern const std::array<double, kTabulated> kLogs;
 
 // One implementation per instruction set; all compute the same bits.
@@ -101,7 +104,8 @@ struct Walks {
   void (*climb)(const Rows& rows, NodeId node, const Change& own, const Change& path, bool visit);
   // The `next` of expansion `e`, its node's numbers as they are.
   std::uint32_t (*next)(const Rows& rows, std::uint32_t e);
-  // The code of one of the best children of `e`: number `draw` modulo how many there are.
+  // The code of one of the best children of `e`: number `draw` modulo how many there are. For expansions
+  // whose `next` has no mask.
   std::uint32_t (*pick)(const Rows& rows, std::uint32_t e, std::uint64_t draw);
 };
 

@@ -6,25 +6,35 @@
 namespace restrl::search {
 namespace {
 
-alignas(32) constexpr std::int64_t kLane64[4][4] = {
-    {-1, 0, 0, 0}, {0, -1, 0, 0}, {0, 0, -1, 0}, {0, 0, 0, -1}};
-alignas(16) constexpr std::int32_t kLane32[4][4] = {
-    {-1, 0, 0, 0}, {0, -1, 0, 0}, {0, 0, -1, 0}, {0, 0, 0, -1}};
-
 struct Avx2Lanes {
   using Values = __m256d;
   static Values load(const double* values) { return _mm256_load_pd(values); }
 
-  // The line is read and written whole: a store of one lane would hold up the load of four that follows.
-  static void add(Line& line, std::uint32_t lane, std::uint32_t N, double W) {
-    const __m256d sums = _mm256_load_pd(line.W);
-    const __m256d mask = _mm256_load_pd(reinterpret_cast<const double*>(kLane64[lane]));
-    _mm256_store_pd(line.W, _mm256_blendv_pd(sums, _mm256_add_pd(sums, _mm256_set1_pd(W)), mask));
-    const __m128i counts = _mm_load_si128(reinterpret_cast<const __m128i*>(line.N));
-    const __m128i lane32 = _mm_load_si128(reinterpret_cast<const __m128i*>(kLane32[lane]));
-    const __m128i more = _mm_and_si128(_mm_set1_epi32(static_cast<int>(N)), lane32);
-    _mm_store_si128(reinterpret_cast<__m128i*>(line.N), _mm_add_epi32(counts, more));
-  }
+  // What a change adds to a line, by the lane it is for; -0.0 leaves a sum as it is, whatever its sign. The
+  // line is read and written whole: a store of one lane would hold up the load of four that follows.
+  struct Addends {
+    Addends(std::uint32_t N, double W) {
+      const __m256d sum = _mm256_set1_pd(W);
+      const __m256d none = _mm256_set1_pd(-0.0);
+      _mm256_store_pd(sums[0], _mm256_blend_pd(none, sum, 1));
+      _mm256_store_pd(sums[1], _mm256_blend_pd(none, sum, 2));
+      _mm256_store_pd(sums[2], _mm256_blend_pd(none, sum, 4));
+      _mm256_store_pd(sums[3], _mm256_blend_pd(none, sum, 8));
+      const __m128i count = _mm_cvtsi32_si128(static_cast<int>(N));
+      _mm_store_si128(reinterpret_cast<__m128i*>(counts[0]), count);
+      _mm_store_si128(reinterpret_cast<__m128i*>(counts[1]), _mm_slli_si128(count, 4));
+      _mm_store_si128(reinterpret_cast<__m128i*>(counts[2]), _mm_slli_si128(count, 8));
+      _mm_store_si128(reinterpret_cast<__m128i*>(counts[3]), _mm_slli_si128(count, 12));
+    }
+    void add(Line& line, std::uint32_t lane) const {
+      _mm256_store_pd(line.W, _mm256_add_pd(_mm256_load_pd(line.W), _mm256_load_pd(sums[lane])));
+      __m128i* const N = reinterpret_cast<__m128i*>(line.N);
+      _mm_store_si128(N, _mm_add_epi32(_mm_load_si128(N),
+                                       _mm_load_si128(reinterpret_cast<const __m128i*>(counts[lane]))));
+    }
+    alignas(32) double sums[4][4];
+    alignas(16) std::uint32_t counts[4][4];
+  };
 
   template <bool kFlight>
   static Values uct(const Rows& rows, std::uint32_t line, double ratio) {

@@ -1,7 +1,12 @@
 // The walks of climb.h over lanes of type L; included by one file per instruction set, each of which defines
 // L. Everything here has internal linkage: code compiled for AVX2 must not be linked into what runs without.
+//
+// What varies from tree to tree is a template argument, so that a level of a walk has no branches but the one
+// that ends it: kFlight (leaves_in_flight > 1), kPlain (one line per expansion and no lane can be fresh) and
+// kVisit (N and W change, not only the visits in flight).
 #pragma once
 
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -48,37 +53,68 @@ template <typename L, bool kFlight>
   return L::template uct<kFlight>(rows, line, ratio);
 }
 
-// `next` of an expansion of more than one line.
+// What `next` is, by the mask of the best lanes of a line: (code of lane `lane` & keep) | tie.
+struct Outcome {
+  std::uint32_t lane;
+  std::uint32_t keep;
+  std::uint32_t tie;
+  std::uint32_t unused;
+};
+using Outcomes = std::array<Outcome, 16>;
+
+constexpr Outcomes outcomes(bool first) {
+  Outcomes table{};
+  for (std::uint32_t best = 1; best < 16; ++best) {
+    const auto lane = static_cast<std::uint32_t>(std::countr_zero(best));
+    const bool tie = (best & (best - 1)) != 0 && !first;
+    table[best] = {lane, tie ? 0 : 0xffffffff, tie ? kTie | best : 0, 0};
+  }
+  return table;
+}
+constexpr Outcomes kOutcomes[2] = {outcomes(false), outcomes(true)};  // by `ties = first`
+
+// `next` of an expansion of one line with these UCT values. From a table, so that the compiler makes no
+// branch of it: a tie is not to be foreseen, and would be seen late.
+template <typename L>
+[[gnu::always_inline]] inline std::uint32_t next_of_values(const Outcomes& table, const Line& line,
+                                                           const typename L::Values& values) {
+  const Outcome& outcome = table[L::equal(values, L::largest(values))];
+  return (line.child[outcome.lane] & outcome.keep) | outcome.tie;
+}
+
+// `next` of an expansion of any number of lines.
 template <typename L, bool kFlight>
 std::uint32_t next_of_lines(const Rows& rows, std::uint32_t e, double ratio) {
   const std::uint32_t begin = e << rows.shift;
-  const std::uint32_t end = begin + (1U << rows.shift);
+  const std::uint32_t count = 1U << rows.shift;
   double largest = kNoUct;
   std::uint32_t code = kTie;
+  std::uint32_t tied = 0;
   bool tie = false;
-  for (std::uint32_t line = begin; line < end; ++line) {
-    const auto values = line_uct<L, kFlight>(rows, line, ratio);
+  for (std::uint32_t i = 0; i < count; ++i) {
+    const auto values = line_uct<L, kFlight>(rows, begin + i, ratio);
     const double value = L::largest(values);
     if (value < largest || value == kNoUct) continue;
     const std::uint32_t best = L::equal(values, value);
     tie = value == largest || (best & (best - 1)) != 0;
-    if (value > largest) code = rows.lines[line].child[first_of(best)];
+    if (value > largest) {
+      code = rows.lines[begin + i].child[first_of(best)];
+      tied = 0;
+    }
+    if (rows.shift <= kMaskShift) tied |= best << 4 * i;
     largest = value;
   }
-  return tie && !rows.first ? kTie : code;
+  return tie && !rows.first ? kTie | tied : code;
 }
 
 template <typename L, bool kFlight>
 [[gnu::always_inline]] inline std::uint32_t next_of(const Rows& rows, std::uint32_t e, double ratio) {
   if (rows.shift > 0) return next_of_lines<L, kFlight>(rows, e, ratio);
-  const auto values = line_uct<L, kFlight>(rows, e, ratio);
-  const std::uint32_t best = L::equal(values, L::largest(values));
-  if ((best & (best - 1)) != 0 && !rows.first) return kTie;
-  return rows.lines[e].child[first_of(best)];
+  return next_of_values<L>(kOutcomes[rows.first], rows.lines[e], line_uct<L, kFlight>(rows, e, ratio));
 }
 
 // 1 + ln N' of a parent with `visits` visits, those in flight counted.
-inline double ratio_of(std::uint32_t visits) {
+[[gnu::always_inline]] inline double ratio_of(std::uint32_t visits) {
   return 1.0 + (visits < kTabulated ? kLogs[visits] : std::log(static_cast<double>(visits)));
 }
 
@@ -88,6 +124,7 @@ std::uint32_t next(const Rows& rows, std::uint32_t e) {
   return rows.flight == nullptr ? next_of<L, false>(rows, e, ratio) : next_of<L, true>(rows, e, ratio);
 }
 
+// For expansions of so many lines that their `next` does not hold which lanes tie.
 template <typename L, bool kFlight>
 std::uint32_t pick_by(const Rows& rows, std::uint32_t e, std::uint64_t draw) {
   const double ratio = ratio_of(rows.visits(rows.links[e].up));
@@ -118,7 +155,7 @@ std::uint32_t pick(const Rows& rows, std::uint32_t e, std::uint64_t draw) {
 }
 
 // Written as 8 bytes, as it is read: a narrower store would hold up the load that follows.
-inline void add_in_flight(std::uint16_t* flight, NodeId node, std::int32_t change) {
+[[gnu::always_inline]] inline void add_in_flight(std::uint16_t* flight, NodeId node, std::int32_t change) {
   std::uint64_t lanes;
   std::memcpy(&lanes, flight + (node & ~3U), sizeof lanes);
   lanes += static_cast<std::uint64_t>(std::int64_t{change})
@@ -127,36 +164,63 @@ inline void add_in_flight(std::uint16_t* flight, NodeId node, std::int32_t chang
 }
 
 // Arguments by value: the compiler then knows that no store to a row changes them.
-template <typename L, bool kFlight>
-void climb_by(const Rows rows, NodeId node, const Change own, const Change path, bool visit) {
-  const auto visits_after = [&](NodeId changed, const Change& change) {
-    const std::uint32_t N = rows.N(changed) + change.N;
-    return kFlight ? N + rows.flight[changed] + static_cast<std::uint32_t>(change.in_flight) : N;
+template <typename L, bool kFlight, bool kVisit, bool kPlain>
+void climb_by(const Rows rows, NodeId node, const Change own, const Change path) {
+  // Visits of a node once `change` is in, and with it the ratio of its children.
+  const auto ratio_after = [&](NodeId changed, const Change& change) {
+    std::uint32_t visits = rows.N(changed);
+    if (kVisit) visits += change.N;
+    if (kFlight) visits += rows.flight[changed] + static_cast<std::uint32_t>(change.in_flight);
+    return ratio_of(visits);
   };
-  const std::uint32_t below = rows.child(node);
-  // Only a node that was expanded just now has children here, and it has no visits until they are backed up.
-  if (visit && (below & kLeaf) == 0)
-    rows.links[below].next = next_of<L, kFlight>(rows, below, ratio_of(visits_after(node, own)));
-  if (visit && (below & kFresh) != 0) {
-    rows.child(node) = below & ~kFresh;
-    rows.W(node) = repeated(rows.W(node), rows.N(node));
+  if (kVisit && !kPlain) {
+    const std::uint32_t below = rows.child(node);
+    // Only a node that was expanded just now has children here, and it has no visits until they are backed
+    // up.
+    if (rows.scored && (below & kLeaf) == 0)
+      rows.links[below].next = next_of<L, kFlight>(rows, below, ratio_after(node, own));
+    if ((below & kFresh) != 0) {
+      rows.child(node) = below & ~kFresh;
+      rows.W(node) = repeated(rows.W(node), rows.N(node));
+    }
   }
-  for (const Change* change = &own;; change = &path) {
-    if (kFlight) add_in_flight(rows.flight, node, change->in_flight);
-    if (visit) L::add(rows.lines[node >> 2], node & 3, change->N, change->W);
-    const std::uint32_t e = node >> rows.lane_shift();
+  const typename L::Addends more(path.N, path.W);
+  const Outcomes& table = kOutcomes[rows.first];
+  if (kVisit) {
+    const typename L::Addends once(own.N, own.W);
+    once.add(rows.lines[node >> 2], node & 3);
+  }
+  if (kFlight) add_in_flight(rows.flight, node, own.in_flight);
+  for (;;) {
+    const std::uint32_t e = kPlain ? node >> 2 : node >> rows.lane_shift();
     if (e == 0) return;
     node = rows.links[e].up;
-    rows.links[e].next = next_of<L, kFlight>(rows, e, ratio_of(visits_after(node, path)));
+    const double ratio = ratio_after(node, path);
+    rows.links[e].next =
+        kPlain ? next_of_values<L>(table, rows.lines[e], L::template uct<kFlight>(rows, e, ratio))
+               : next_of<L, kFlight>(rows, e, ratio);
+    if (kVisit) more.add(rows.lines[node >> 2], node & 3);
+    if (kFlight) add_in_flight(rows.flight, node, path.in_flight);
+  }
+}
+
+template <typename L, bool kFlight, bool kVisit>
+void climb_any(const Rows& rows, NodeId node, const Change& own, const Change& path) {
+  if (rows.shift == 0 && !rows.scored) {
+    climb_by<L, kFlight, kVisit, true>(rows, node, own, path);
+  } else {
+    climb_by<L, kFlight, kVisit, false>(rows, node, own, path);
   }
 }
 
 template <typename L>
 void climb(const Rows& rows, NodeId node, const Change& own, const Change& path, bool visit) {
   if (rows.flight == nullptr) {
-    climb_by<L, false>(rows, node, own, path, visit);
+    climb_any<L, false, true>(rows, node, own, path);
+  } else if (visit) {
+    climb_any<L, true, true>(rows, node, own, path);
   } else {
-    climb_by<L, true>(rows, node, own, path, visit);
+    climb_any<L, true, false>(rows, node, own, path);
   }
 }
 

@@ -21,9 +21,16 @@ constexpr std::uint64_t text_stream(std::string_view text) {
   return hash;
 }
 
+// What all draws of one tree begin with.
+constexpr std::uint64_t draw_key(std::uint64_t seed, std::uint64_t stream) { return mix(mix(seed) ^ stream); }
+
+constexpr std::uint64_t draw(std::uint64_t key, std::uint64_t simulation, std::uint64_t depth) {
+  return mix(mix(key ^ simulation) ^ depth);
+}
+
 constexpr std::uint64_t draw(std::uint64_t seed, std::uint64_t stream, std::uint64_t simulation,
                              std::uint64_t depth) {
-  return mix(mix(mix(mix(seed) ^ stream) ^ simulation) ^ depth);
+  return draw(draw_key(seed, stream), simulation, depth);
 }
 
 }  // namespace restrl::search

@@ -57,7 +57,7 @@ std::size_t longest_record(const RecordFormat& format) {
   return kPerCompletion * format.k + 2 * kLongestVarint + sizeof(char*);
 }
 
-char* write_record(const RecordFormat& format, std::uint32_t expansion, const Record& record,
+char* write_record(const RecordFormat& format, std::uint32_t expansion, const RecordRows& record,
                    const char* copies, char* at, std::uint64_t& text_bytes) {
   for (double value : record.values) at = put_bytes(at, &value, sizeof value);
   at = put(at, zigzag(std::int64_t{record.simulation} - std::int64_t{expansion}));

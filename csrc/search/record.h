@@ -18,6 +18,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "search/text.h"
@@ -43,6 +44,25 @@ struct Record {
   std::uint32_t child_in(std::uint32_t lane) const;  // the child in visible lane `lane`
 };
 
+// A record to be written, its rows wherever they are.
+struct RecordRows {
+  RecordRows() = default;
+  RecordRows(const Record& record)  // NOLINT(google-explicit-constructor)
+      : simulation(record.simulation),
+        reused(record.reused),
+        values(record.values),
+        child_of(record.child_of),
+        children(record.children),
+        texts(record.texts) {}
+
+  std::uint32_t simulation = 0;
+  std::uint32_t reused = 0;
+  std::span<const double> values;
+  std::span<const std::uint32_t> child_of;
+  std::span<const Record::Child> children;
+  std::span<const Text> texts;
+};
+
 // How the records of one tree are read and written.
 struct RecordFormat {
   std::uint32_t k;
@@ -55,7 +75,7 @@ std::size_t longest_record(const RecordFormat& format);
 
 // Writes a record and returns its end. `copies` is where the texts without an owner lie side by side;
 // `text_bytes` grows by what the references to texts take.
-char* write_record(const RecordFormat& format, std::uint32_t expansion, const Record& record,
+char* write_record(const RecordFormat& format, std::uint32_t expansion, const RecordRows& record,
                    const char* copies, char* at, std::uint64_t& text_bytes);
 
 // Reads a record into `record`, whose vectors keep their memory.

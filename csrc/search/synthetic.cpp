@@ -87,6 +87,19 @@ class Synthetic {
     window_.clear();
   }
 
+  // Three steps towards a cold tree's turn: what the next two need, what gather() needs, what apply() needs.
+  void fetch() const {
+    const char* const begin = reinterpret_cast<const char*>(this);
+    for (std::size_t at = 0; at < sizeof *this; at += 64) __builtin_prefetch(begin + at, 1);
+  }
+  void fetch_top() const {
+    tree_.prefetch();
+    if (window_.capacity() > 0) __builtin_prefetch(window_.data(), 1);
+  }
+  void fetch_leaves() const {
+    for (const Leaf& leaf : window_) tree_.prefetch(leaf.node);
+  }
+
   std::uint32_t applied() const { return applied_; }
   std::uint64_t depths = 0;
   SyntheticResult result;
@@ -188,11 +201,22 @@ SyntheticResult run_synthetic(const SyntheticTask& task) {
   }
   result.mean_depth = static_cast<double>(depths) / static_cast<double>(result.simulations);
 
+  // The tree that is `ahead` turns of this thread away, if there is one.
+  const auto later = [&](std::uint32_t i, std::uint32_t ahead, const auto& fetch) {
+    const std::uint64_t at = i + std::uint64_t{ahead} * task.threads;
+    if (at < task.trees) fetch(*trees[at]);
+  };
   const auto gather = each([&](std::uint32_t i) {
-    if (i + task.threads < task.trees) trees[i + task.threads]->tree().prefetch();
+    later(i, 3, [](const Synthetic& one) { one.fetch(); });
+    later(i, 1, [](const Synthetic& one) { one.fetch_top(); });
     trees[i]->gather(task.params.leaves_in_flight);
   });
-  const auto apply = each([&](std::uint32_t i) { trees[i]->apply(); });
+  const auto apply = each([&](std::uint32_t i) {
+    later(i, 3, [](const Synthetic& one) { one.fetch(); });
+    later(i, 2, [](const Synthetic& one) { one.fetch_top(); });
+    later(i, 1, [](const Synthetic& one) { one.fetch_leaves(); });
+    trees[i]->apply();
+  });
   for (std::uint32_t round = 0; round < task.rounds; ++round) {
     const Seconds gathered = timed(task.threads, gather);
     const Seconds applied = timed(task.threads, apply);

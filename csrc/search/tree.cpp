@@ -1,6 +1,7 @@
 #include "search/tree.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <stdexcept>
 
@@ -14,6 +15,26 @@ namespace {
 std::uint32_t line_shift(const SearchParams& params) {
   const std::uint32_t visible = std::min(params.k, params.num_decisions);
   return static_cast<std::uint32_t>(std::bit_width((visible - 1) / 4));
+}
+
+// Lane number `index` of a mask, without a branch where there are at most four lanes: a draw is not to be
+// foreseen.
+std::uint32_t lane_in(std::uint32_t mask, std::uint32_t index) {
+  if (mask >= 16) {
+    for (; index > 0; --index) mask &= mask - 1;
+    return static_cast<std::uint32_t>(std::countr_zero(mask));
+  }
+  static constexpr auto kLaneIn = [] {
+    std::array<std::array<std::uint8_t, 4>, 16> lanes{};
+    for (std::uint32_t lanes_of = 0; lanes_of < 16; ++lanes_of) {
+      std::uint32_t count = 0;
+      for (std::uint8_t lane = 0; lane < 4; ++lane) {
+        if ((lanes_of >> lane & 1) != 0) lanes[lanes_of][count++] = lane;
+      }
+    }
+    return lanes;
+  }();
+  return kLaneIn[mask][index];
 }
 
 bool same_bits(double a, double b) {
@@ -39,10 +60,10 @@ Tree::Tree(const SearchParams& params, std::uint64_t seed, std::uint64_t stream,
            const Walks& walks)
     : num_decisions_(params.num_decisions),
       alone_(params.leaves_in_flight == 1),
-      seed_(seed),
-      stream_(stream),
+      draws_(draw_key(seed, stream)),
       walks_(&walks),
       format_{params.k, params.mode == Mode::value, params.reuse},
+      longest_(longest_record(format_) + kRecordUnit),
       rows_{nullptr,
             nullptr,
             nullptr,
@@ -58,30 +79,34 @@ Tree::Tree(const SearchParams& params, std::uint64_t seed, std::uint64_t stream,
   char* const copy = texts_.take(root_state.size());
   std::copy(root_state.begin(), root_state.end(), copy);
   root_state_ = {copy, root_state.size()};
-  reserve(1, 0);
+  reserve(0);
   cold_.push_back(0);
   open_expansion(kNone);
   rows_.W(kRoot) = 0;
   rows_.child(kRoot) = kLeaf;
 }
 
-// Room for that many expansions more and their completions. What follows cannot fail.
-void Tree::reserve(std::size_t expansions, std::size_t completions) {
-  const std::size_t size = links_.size() + expansions;
+void Tree::make_room(std::size_t completions) {
+  const std::size_t size = links_.size() + 1;
   const std::uint32_t most = std::min(kMostExpansions, 0xffffffffU >> rows_.lane_shift());
   if (size > most)
     throw LimitError("a tree holds at most " + std::to_string(most - 1) + " expanded nodes here");
-  const std::size_t log_size = log_.size() + expansions * (longest_record(format_) + kRecordUnit);
-  if (log_size / kRecordUnit >= kNone) throw LimitError("the records of a tree take at most 16 GiB");
+  constexpr std::size_t kMostLog = std::size_t{kNone} * kRecordUnit - 1;
+  if (log_.size() + longest_ > kMostLog) throw LimitError("the records of a tree take at most 16 GiB");
+  // The walks' pointers follow at once: should the next array find no memory, they are right all the same.
   lines_.reserve(size << rows_.shift);
-  links_.reserve(size);
-  cold_.reserve(size);
-  if (!alone_) flight_.reserve(size << rows_.lane_shift());
-  log_.reserve(log_size);
-  owners_.reserve(owners_.size() + completions);
   rows_.lines = lines_.data();
+  links_.reserve(size);
   rows_.links = links_.data();
+  if (!alone_) flight_.reserve(size << rows_.lane_shift());
   rows_.flight = flight_.data();
+  cold_.reserve(size);
+  log_.reserve(log_.size() + longest_);
+  owners_.reserve(owners_.size() + completions);
+  room_ =
+      std::min({std::size_t{most}, lines_.capacity() >> rows_.shift, links_.capacity(), cold_.capacity()});
+  if (!alone_) room_ = std::min(room_, flight_.capacity() >> rows_.lane_shift());
+  log_room_ = std::min(log_.capacity(), kMostLog);
 }
 
 // A new expansion, all lanes empty, above `node` (kNone: expansion 0).
@@ -101,15 +126,33 @@ void Tree::open_expansion(NodeId node) {
 }
 
 void Tree::prefetch() const {
-  constexpr std::size_t kTop = 48;  // expansions; the first ones are those nearest to the root
+  // Expansions; the first ones are those nearest to the root. Selection waits for every link, so of those all
+  // are fetched that a tree of a thousand simulations has.
+  constexpr std::size_t kTop = 48;
+  constexpr std::size_t kTopLinks = 1024;
   const auto fetch = [](const auto& rows, std::size_t count) {
     const char* const begin = reinterpret_cast<const char*>(rows.data());
     const std::size_t bytes = std::min(count, rows.size()) * sizeof(rows[0]);
     for (std::size_t at = 0; at < bytes; at += sizeof(Line)) __builtin_prefetch(begin + at, 1);
   };
+  fetch(links_, kTopLinks);
   fetch(lines_, kTop << rows_.shift);
-  fetch(links_, kTop);
   fetch(flight_, kTop << rows_.lane_shift());
+}
+
+void Tree::prefetch(NodeId leaf) const {
+  __builtin_prefetch(&rows_.lines[leaf >> 2], 1);
+  __builtin_prefetch(&rows_.links[expansion_of(leaf)], 1);
+  __builtin_prefetch(lines_.data() + lines_.size(), 1);
+  __builtin_prefetch(log_.data() + log_.size(), 1);
+}
+
+// The code of one of the best children of `e`, of which `tie` says the lanes.
+inline std::uint32_t Tree::pick(std::uint32_t e, std::uint32_t tie, std::uint64_t draw) const {
+  const std::uint32_t mask = tie & ~kTie;
+  if (rows_.shift > kMaskShift) return walks_->pick(rows_, e, draw);
+  const auto skip = static_cast<std::uint32_t>(draw % static_cast<std::uint32_t>(std::popcount(mask)));
+  return rows_.child((e << rows_.lane_shift()) + lane_in(mask, skip));
 }
 
 NodeId Tree::select(std::uint32_t simulation, std::uint32_t* leaf_depth) const {
@@ -119,8 +162,9 @@ NodeId Tree::select(std::uint32_t simulation, std::uint32_t* leaf_depth) const {
   for (; (next & kLeaf) == 0; ++depth) {
     e = next;
     __builtin_prefetch(&rows_.lines[std::size_t{e} << rows_.shift], 1);  // for the walk up
+    if (!alone_) __builtin_prefetch(&rows_.flight[std::size_t{e} << rows_.lane_shift()], 1);
     next = rows_.links[e].next;
-    if (next == kTie) next = walks_->pick(rows_, e, draw(seed_, stream_, simulation, depth));
+    if ((next & (kLeaf | kTie)) == kTie) next = pick(e, next, draw(draws_, simulation, depth));
   }
   if (leaf_depth != nullptr) *leaf_depth = depth;
   return (e << rows_.lane_shift()) + lane_of(next);
@@ -201,35 +245,38 @@ Visits Tree::expand(NodeId leaf, std::uint32_t simulation, const Split& split,
                     std::span<const double> completions, std::span<const double> children) {
   const std::uint32_t k = format_.k;
   check_room(k);
-  Record& record = scratch_;
-  record.simulation = simulation;
-  record.reused = 0;
-  record.values.clear();
+  Record& scratch = scratch_;
+  scratch.reused = 0;
+  RecordRows record;
+  record.values = completions;
   if (format_.reuse && leaf != kRoot) {
-    read(expansion_of(leaf), record);
-    const std::uint32_t child = record.child_in(lane(leaf));
-    record.reused = record.children[child].count;
+    read(expansion_of(leaf), scratch);
+    const std::uint32_t child = scratch.child_in(lane(leaf));
+    scratch.reused = scratch.children[child].count;
     std::uint32_t place = 0;
     for (std::uint32_t i = 0; i < k; ++i) {
-      if (record.child_of[i] == child) record.values[place++] = record.values[i];
+      if (scratch.child_of[i] == child) scratch.values[place++] = scratch.values[i];
     }
-    record.values.resize(place);
-    record.simulation = simulation;
+    scratch.values.resize(place);
+    scratch.values.insert(scratch.values.end(), completions.begin(), completions.end());
+    record.values = scratch.values;
   }
-  record.values.insert(record.values.end(), completions.begin(), completions.end());
+  record.simulation = simulation;
+  record.reused = scratch.reused;
   record.child_of = split.child_of;
-  record.texts.assign(split.texts.begin() + record.reused, split.texts.end());
-  record.children.clear();
-  for (std::size_t i = 0; i < split.children.size(); ++i) {
+  record.texts = std::span(split.texts).subspan(record.reused);
+  scratch.children.resize(split.children.size());
+  for (std::uint32_t i = 0; i < split.children.size(); ++i) {
     const Split::Child& child = split.children[i];
-    record.children.push_back({child.line_length, child.count, child.completion, child.terminal, false,
-                               format_.scored ? children[i] : 0.0});
+    scratch.children[i] = {child.line_length, child.count,        child.completion,
+                           child.terminal,    i < num_decisions_, format_.scored ? children[i] : 0.0};
   }
-  choose_visible(record);
+  if (format_.scored) choose_visible(scratch);
+  record.children = scratch.children;
 
   std::size_t copied = 0;
   for (const Text& text : record.texts) copied += text.owner == nullptr ? text.size : 0;
-  reserve(1, record.texts.size());
+  reserve(record.texts.size());
   texts_.reserve(copied);
   append_record(record);
   if ((code(leaf) & kFresh) != 0) rows_.W(leaf) = repeated(rows_.W(leaf), rows_.N(leaf));
@@ -239,6 +286,7 @@ Visits Tree::expand(NodeId leaf, std::uint32_t simulation, const Split& split,
   for (const Record::Child& child : record.children) {
     if (child.visible) set_lane(next_lane++, child);
   }
+  if (!format_.scored) rows_.links[code(leaf)].next = equal_children(code(leaf), next_lane - first_lane);
 
   Visits visits{{0, 0.0}, {0, 0.0}};
   if (format_.scored) {
@@ -255,13 +303,11 @@ Visits Tree::expand(NodeId leaf, std::uint32_t simulation, const Split& split,
   return visits;
 }
 
-// The num_decisions children of highest first score, the earlier one of equals.
+// Of scored children the num_decisions of highest first score, the earlier one of equals; the first ones are
+// chosen so far.
 void Tree::choose_visible(Record& record) const {
   const auto count = static_cast<std::uint32_t>(record.children.size());
-  if (!format_.scored || count <= num_decisions_) {
-    for (std::uint32_t i = 0; i < count; ++i) record.children[i].visible = i < num_decisions_;
-    return;
-  }
+  if (count <= num_decisions_) return;
   std::vector<std::uint32_t> order(count);
   for (std::uint32_t i = 0; i < count; ++i) order[i] = i;
   std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
@@ -269,7 +315,14 @@ void Tree::choose_visible(Record& record) const {
     const double score_b = record.children[b].score;
     return score_a > score_b || (score_a == score_b && a < b);
   });
-  for (std::uint32_t i = 0; i < num_decisions_; ++i) record.children[order[i]].visible = true;
+  for (std::uint32_t i = 0; i < count; ++i) record.children[order[i]].visible = i < num_decisions_;
+}
+
+// The `next` of an expansion with so many visible children, none of which has a value: their UCT values are
+// the same.
+std::uint32_t Tree::equal_children(std::uint32_t e, std::uint32_t visible) const {
+  if (visible == 1 || rows_.first) return rows_.child(e << rows_.lane_shift());
+  return rows_.shift > kMaskShift ? kTie : kTie | ((1U << visible) - 1);
 }
 
 // A child that nothing was backed up through yet.
@@ -289,7 +342,7 @@ void Tree::set_lane(NodeId node, const Record::Child& child) {
 }
 
 // Into what is reserved: the record of the next expansion, its texts and owners.
-void Tree::append_record(const Record& record) {
+void Tree::append_record(const RecordRows& record) {
   char* copies = nullptr;
   for (const Text& text : record.texts) {
     text_bytes_ += std::uint64_t{text.size} + 1;

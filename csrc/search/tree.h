@@ -130,8 +130,10 @@ class Tree {
   // Nodes whose in-flight count is not 0: none in a tree at rest.
   std::size_t nodes_in_flight() const;
 
-  // Asks the processor for what the next selections read; for a tree that is cold and comes next.
+  // Asks the processor for what the next selections read, for a tree that is cold and comes next; and for
+  // what expand() and back_up() need at one leaf.
   void prefetch() const;
+  void prefetch(NodeId leaf) const;
 
  private:
   friend class VirtualLoss;
@@ -156,11 +158,19 @@ class Tree {
   double V(NodeId node) const;
   void check_room(std::uint32_t visits) const;
   void fly(const Reservation& reservation, std::int32_t sign);
-  void reserve(std::size_t expansions, std::size_t completions);
+  // Room for one expansion more and so many completions; what follows cannot fail.
+  void reserve(std::size_t completions) {
+    if (links_.size() >= room_ || log_.size() + longest_ > log_room_ ||
+        owners_.size() + completions > owners_.capacity())
+      make_room(completions);
+  }
+  void make_room(std::size_t completions);
   void open_expansion(NodeId node);
+  std::uint32_t equal_children(std::uint32_t e, std::uint32_t visible) const;
+  std::uint32_t pick(std::uint32_t e, std::uint32_t tie, std::uint64_t draw) const;
   void set_lane(NodeId node, const Record::Child& child);
   void choose_visible(Record& record) const;
-  void append_record(const Record& record);
+  void append_record(const RecordRows& record);
   void read(std::uint32_t expansion, Record& record) const;
   Text completion(std::uint32_t expansion, std::uint32_t index) const;
   NodeId lane_of_child(std::uint32_t expansion, const Record& record, std::uint32_t child) const;
@@ -169,11 +179,11 @@ class Tree {
   void load_lane(NodeId node, const TreeDump::Child& child, std::uint32_t count, std::size_t x);
 
   const std::uint32_t num_decisions_;
-  const bool alone_;  // leaves_in_flight = 1
-  const std::uint64_t seed_;
-  const std::uint64_t stream_;
+  const bool alone_;           // leaves_in_flight = 1
+  const std::uint64_t draws_;  // key of all draws
   const Walks* const walks_;
   const RecordFormat format_;
+  const std::size_t longest_;  // bytes of a record and its alignment, at most
   Rows rows_;
   Array<Line> lines_;
   Array<Link> links_;
@@ -181,6 +191,8 @@ class Tree {
   Array<std::uint32_t> cold_;  // in units of kRecordUnit
   Array<char> log_;
   Array<void*> owners_;
+  std::size_t room_ = 0;      // expansions that lines_, links_, flight_ and cold_ have memory for
+  std::size_t log_room_ = 0;  // bytes that log_ has memory for
   TextStore texts_;
   Reservation reservation_;
   Record scratch_;  // of expand(), whose vectors keep their memory

@@ -120,7 +120,7 @@ Tree::Tree(const SearchParams& params, std::uint64_t seed, std::uint64_t stream,
     read_dump(dump, x, child, text, record);
     std::size_t copied = 0;
     for (const Text& row : record.texts) copied += row.owner == nullptr ? row.size : 0;
-    reserve(1, record.texts.size());
+    reserve(record.texts.size());
     texts_.reserve(copied);
     append_record(record);
     const auto e = static_cast<std::uint32_t>(links_.size());
