@@ -137,7 +137,7 @@ def plan_for(hidden: Tensor, lm_head: Tensor, tokens: Tensor, live: Tensor | Non
     chosen = tokens if rows is None else tokens[rows]
     check_token_ids(chosen, vocabulary)
     backend = backend_for(options.backend, hidden)
-    chunk = options.chunk_rows or backend.chunk_rows(len(chosen), vocabulary, hidden.shape[1], dtype.itemsize)
+    chunk = options.chunk_rows or backend.chunk_rows(len(chosen), vocabulary, hidden.shape[1], dtype)
     return Plan(
         chosen,
         rows,
