@@ -12,7 +12,17 @@ from torch import Tensor
 
 from restrl.ops.cpu_logits import CpuLogitRows
 from restrl.ops.cpu_products import buffer_dtype, products
-from restrl.ops.cpu_rows import Normalised, Scratch, Shape, accumulator, logit_gradient, normalise, put_
+from restrl.ops.cpu_rows import (
+    Normalised,
+    Scratch,
+    Shape,
+    accumulator,
+    conclude,
+    logit_gradient,
+    normalise,
+    put_,
+    softmax,
+)
 from restrl.ops.rows import Chunks, Head, LogitRows, RowStatistics
 from restrl.reference.advantages import Scale, advantages_by_group
 from restrl.reference.derivatives import token_gradients
@@ -71,30 +81,43 @@ class CpuChunks:
         if subtracted is not None and not self.shape.shifts:
             of_token += subtracted[:, None]
         self.shape.apply_(of_token, tokens[:, None])
-        in_blocks = entropy or self.rounded
+        if self.rounded:
+            self.found = self._rounded(buffer, of_token[:, 0], subtracted, entropy)
+        else:
+            self.found = self._plain(buffer, of_token[:, 0], entropy)
+        return self.found.statistics
+
+    def _plain(self, buffer: Tensor, of_token: Tensor, entropy: bool) -> Normalised:
+        """In the buffer; a block at a time only where entropies need a second one."""
+        moments = buffer.new_empty(2, len(buffer), 1) if entropy else None
+        for rows in self.scratch.blocks(len(buffer)) if entropy else [slice(0, len(buffer))]:
+            z = buffer[rows]
+            self.shape.apply_(z)
+            away = self.scratch.block(0, len(z)) if entropy else None
+            softmax(z, z, away, self.masked, None if moments is None else moments[:, rows])
+        return conclude(buffer, self.tokens, of_token, self._logits_at, moments)
+
+    def _rounded(
+        self, buffer: Tensor, of_token: Tensor, subtracted: Tensor | None, entropy: bool
+    ) -> Normalised:
+        """In scratch blocks of float32, rounded once into the buffer."""
         parts = []
-        for rows in self.scratch.blocks(len(tokens)) if in_blocks else [slice(0, len(tokens))]:
-            part = buffer[rows]
-            z = self.scratch.first(part) if self.rounded else part
+        for rows in self.scratch.blocks(len(buffer)):
+            z = self.scratch.first(buffer[rows])
             if subtracted is not None and not self.shape.shifts:
                 z.add_(subtracted[rows, None])
             self.shape.apply_(z)
-            p, away = z, None
-            if entropy and self.rounded:
-                p, away = self.scratch.second(z), z
-            elif entropy:
-                away = self.scratch.block(0, len(z))
+            p, away = (self.scratch.second(z), z) if entropy else (z, None)
 
             def at(found: Tensor, columns: Tensor, start: int = rows.start) -> Tensor:
                 return self._logits_at(found + start, columns, subtracted)
 
-            parts.append(normalise(z, p, tokens[rows], of_token[rows, 0], at, away, self.masked))
-            if self.rounded and self.gradients:
-                part.copy_(p)
-        self.found = Normalised.joined(parts, of_token)
-        return self.found.statistics
+            parts.append(normalise(z, p, self.tokens[rows], of_token[rows], at, away, self.masked))
+            if self.gradients:
+                buffer[rows].copy_(p)
+        return Normalised.joined(parts, of_token)
 
-    def _logits_at(self, rows: Tensor, columns: Tensor, subtracted: Tensor | None) -> Tensor:
+    def _logits_at(self, rows: Tensor, columns: Tensor, subtracted: Tensor | None = None) -> Tensor:
         """Logits z `[n]`, relative to what the buffer's are relative to."""
         z = self.products.own(rows, columns)[:, None]
         if subtracted is not None and self.shape.shifts:

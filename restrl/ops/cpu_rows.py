@@ -141,20 +141,29 @@ def normalise(
     away      memory of z's size where entropies are wanted, None: they are not; z itself if p is not z
     masked    z may hold -inf
     """
-    mean = largest = None
-    if away is None:
+    moments = None if away is None else z.new_empty(2, len(z), 1)
+    softmax(z, p, away, masked, moments)
+    return conclude(p, tokens, of_token, at, moments)
+
+
+def softmax(z: Tensor, p: Tensor, away: Tensor | None, masked: bool, moments: Tensor | None) -> None:
+    """softmax(z) into `p`; into `moments` `[2, n, 1]` each row's largest z, and the mean of z - largest."""
+    if away is None or moments is None:
         torch.softmax(z, 1, out=p)
-    else:
-        largest = z.amax(1, keepdim=True)
-        torch.sub(z, largest, out=away)
-        torch.softmax(away, 1, out=p)
-        if masked:
-            away.clamp_(min=NEVER)
-        mean = torch.linalg.vecdot(p, away)
+        return
+    torch.sub(z, torch.amax(z, 1, keepdim=True, out=moments[0]), out=away)
+    torch.softmax(away, 1, out=p)
+    if masked:
+        away.clamp_(min=NEVER)
+    torch.sum(away.mul_(p), 1, keepdim=True, out=moments[1])
+
+
+def conclude(p: Tensor, tokens: Tensor, of_token: Tensor, at: Lookup, moments: Tensor | None) -> Normalised:
+    """The statistics of rows of probabilities `[n, V]`; see `normalise` and `softmax`."""
     own = p.gather(1, tokens[:, None])[:, 0]
     log_probs = own.log()
     normaliser = of_token - log_probs
-    log_sum = None if largest is None else of_token.sub(largest[:, 0]).sub_(log_probs)
+    log_sum = None if moments is None else of_token.sub(moments[0, :, 0]).sub_(log_probs)
     rare = (own < RARE).nonzero()[:, 0]
     if len(rare):
         top, column = p[rare].max(1)
@@ -163,7 +172,7 @@ def normalise(
         log_probs[rare] = of_token[rare] - near + log_top
         if log_sum is not None:
             log_sum[rare] = -log_top
-    entropies = None if log_sum is None or mean is None else log_sum.sub_(mean)
+    entropies = None if log_sum is None or moments is None else log_sum.sub_(moments[1, :, 0])
     return Normalised(log_probs, entropies, normaliser)
 
 
