@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from restrl.errors import RestrlError
 from restrl.ops import cpu, value_torch
 from restrl.ops.arguments import BackendName, backend_for
-from restrl.ops.value_torch import Head, How, Result, Rows, gain, math_dtype
+from restrl.ops.value_torch import Checked, Head, How, Result, Rows, gain, math_dtype
 
 Norm = Literal["rms", "layer"]
 
@@ -98,11 +98,12 @@ def value_score(
     read, and it has no part in the gradients.
     """
     _check(hidden, weight, bias, norm, norm_weight, norm_bias, norm_offset, clamp)
-    rows = _rows(hidden, index)
+    named = _rows(hidden, index)
+    rows: Rows | Checked = named
     chosen = "torch" if backend_for(backend, hidden) is cpu else "triton"
     if hidden.device.type == "cpu":
-        flat_rows = value_torch.checked(hidden, rows)
-        rows = flat_rows if chosen == "torch" else rows
+        known = value_torch.checked(hidden, named)
+        rows = known if chosen == "torch" else named
     bounds = None if clamp is None else (float(clamp[0]), float(clamp[1]))
     how = How(norm, float(eps), float(norm_offset), bounds)
     tensors = (hidden, weight, bias, norm_weight, norm_bias)
@@ -240,7 +241,9 @@ def _head(weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, norm_
     return Head(weight.detach().reshape(-1).contiguous(), plain(bias), plain(norm_weight), plain(norm_bias))
 
 
-def _forward(hidden: Tensor, rows: Rows, head: Head, how: How, backend: str, *, gradients: bool) -> Result:
+def _forward(
+    hidden: Tensor, rows: Rows | Checked, head: Head, how: How, backend: str, *, gradients: bool
+) -> Result:
     if backend == "triton":
         import restrl.kernels.value_score as kernels
 
@@ -270,7 +273,7 @@ class _ValueScore(torch.autograd.Function):
         bias: Tensor | None,
         norm_weight: Tensor | None,
         norm_bias: Tensor | None,
-        rows: Rows,
+        rows: Rows | Checked,
         how: How,
         backend: str,
     ) -> Tensor:

@@ -29,6 +29,12 @@ class Rows(NamedTuple):
     starts: Tensor | None = None
 
 
+class Checked(NamedTuple):
+    """`[M]` int64 flat rows that exist."""
+
+    keys: Tensor
+
+
 class How(NamedTuple):
     """The options of value_score."""
 
@@ -56,12 +62,12 @@ class Result(NamedTuple):
     saved: Tensor | None = None
 
 
-def forward(hidden: Tensor, rows: Rows, head: Head, how: How, *, gradients: bool) -> Result:
-    """The score of a row that does not exist is NaN. On a CPU all exist: `checked` was called."""
+def forward(hidden: Tensor, rows: Rows | Checked, head: Head, how: How, *, gradients: bool) -> Result:
+    """The score of a row that does not exist is NaN."""
     v = head.weight.to(math_dtype(hidden))
     u = v if head.norm_weight is None else v * gain(head, how)
-    if hidden.device.type == "cpu":
-        keys = rows.first
+    if isinstance(rows, Checked):
+        keys = rows.keys
         scale, mean, dot = _statistics(hidden, keys, u, how)
         score = dot
     else:
@@ -130,15 +136,15 @@ def gain(head: Head, how: How) -> Tensor | float:
     return wide + how.offset if how.offset else wide
 
 
-def checked(hidden: Tensor, rows: Rows) -> Rows:
-    """The same as flat rows, int64. Raises RestrlError naming the first entry that is out of range."""
+def checked(hidden: Tensor, rows: Rows) -> Checked:
+    """Raises RestrlError naming the first entry that is out of range."""
     count = hidden.shape[:-1].numel()
     keys = rows.first.long() if rows.second is None else flat(hidden, rows)
     if not keys.numel():
-        return Rows(keys)
+        return Checked(keys)
     low, high = keys.aminmax()
     if int(low) >= 0 and int(high) < count:
-        return Rows(keys)
+        return Checked(keys)
     m = int(((keys < 0) | (keys >= count)).nonzero()[0])
     named = f"{int(rows.first[m])}"
     if rows.second is not None:
