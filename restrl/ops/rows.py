@@ -185,8 +185,9 @@ class LogitRows(Protocol):
         entropy: bool,
         d_logits: Tensor,
     ) -> tuple[RowStatistics, TokenGradients] | None:
-        """Log-probs, token-level loss and `d_logits` in one launch; results `[N]`, of rows with token -1: 0.
-        None: not offered for this spec, nothing is written, and the engine calls the other two.
+        """Log-probs, token-level loss and `d_logits` (which may be `logits`) in one pass; results `[N]`, of
+        rows with token -1: 0. None: not offered for this spec, nothing is written, and the engine calls the
+        other two.
         """
 
 
