@@ -94,7 +94,8 @@ class CpuChunks:
             z = buffer[rows]
             self.shape.apply_(z)
             away = self.scratch.block(0, len(z)) if entropy else None
-            softmax(z, z, away, self.masked, None if moments is None else moments[:, rows])
+            part = None if moments is None else moments[:, rows]
+            softmax(z, z, away, self.masked, part, of_token[rows, None])
         return conclude(buffer, self.tokens, of_token, self._logits_at, moments)
 
     def _rounded(

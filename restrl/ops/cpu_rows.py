@@ -16,6 +16,7 @@ from restrl.ops.rows import RowStatistics
 
 BLOCK_ELEMENTS = 1 << 17  # of float32 scratch: half a megabyte, which a core's second-level cache holds
 NEVER = -1e30  # stands for a logit of -inf where it is multiplied by its probability 0
+FEW = 8  # rows that are looked at once more together
 RARE = 1e-30  # float32 has fewer digits for a probability soon below
 
 # Logits z `[n]` at these rows and columns of a block.
@@ -146,13 +147,27 @@ def normalise(
     return conclude(p, tokens, of_token, at, moments)
 
 
-def softmax(z: Tensor, p: Tensor, away: Tensor | None, masked: bool, moments: Tensor | None) -> None:
-    """softmax(z) into `p`; into `moments` `[2, n, 1]` each row's largest z, and the mean of z - largest."""
+def softmax(
+    z: Tensor,
+    p: Tensor,
+    away: Tensor | None,
+    masked: bool,
+    moments: Tensor | None,
+    near: Tensor | None = None,
+) -> None:
+    """softmax(z) into `p`; into `moments` `[2, n, 1]` a logit of each row and the mean of z less that logit.
+
+    near  `[n, 1]` this logit; None: the row's largest, from which the mean is exact however far logits spread
+    """
     if away is None or moments is None:
         torch.softmax(z, 1, out=p)
         return
-    torch.sub(z, torch.amax(z, 1, keepdim=True, out=moments[0]), out=away)
-    torch.softmax(away, 1, out=p)
+    if near is None:
+        torch.amax(z, 1, keepdim=True, out=moments[0])
+    else:
+        moments[0].copy_(near)
+    torch.sub(z, moments[0], out=away)
+    torch.softmax(z, 1, out=p)
     if masked:
         away.clamp_(min=NEVER)
     torch.sum(away.mul_(p), 1, keepdim=True, out=moments[1])
@@ -163,16 +178,16 @@ def conclude(p: Tensor, tokens: Tensor, of_token: Tensor, at: Lookup, moments: T
     own = p.gather(1, tokens[:, None])[:, 0]
     log_probs = own.log()
     normaliser = of_token - log_probs
-    log_sum = None if moments is None else of_token.sub(moments[0, :, 0]).sub_(log_probs)
-    rare = (own < RARE).nonzero()[:, 0]
-    if len(rare):
+    entropies = None
+    if moments is not None:
+        entropies = of_token.sub(moments[0, :, 0]).sub_(log_probs).sub_(moments[1, :, 0])
+    for rare in (own < RARE).nonzero()[:, 0].split(FEW):
         top, column = p[rare].max(1)
         near, log_top = at(rare, column), top.log()
         normaliser[rare] = near - log_top
         log_probs[rare] = of_token[rare] - near + log_top
-        if log_sum is not None:
-            log_sum[rare] = -log_top
-    entropies = None if log_sum is None or moments is None else log_sum.sub_(moments[1, :, 0])
+        if entropies is not None:
+            entropies[rare] = torch.special.entr(p[rare]).sum(1)
     return Normalised(log_probs, entropies, normaliser)
 
 
