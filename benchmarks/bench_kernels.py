@@ -272,7 +272,7 @@ def main() -> None:
 
 
 def machine(device: str) -> dict[str, Any]:
-    found = harness.machine()
+    found = {**harness.machine(), "instructions": torch.backends.cpu.get_cpu_capability()}
     return {**found, "gpu": torch.cuda.get_device_name()} if device == "cuda" else found
 
 

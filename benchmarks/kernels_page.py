@@ -22,7 +22,8 @@ def newest(runs: Sequence[dict[str, Any]], gpu: bool = False) -> list[Row]:
         if ("gpu" in run["machine"]) != gpu:
             continue
         load, cores = run["machine"]["load"][0], run["machine"]["cores"]
-        about = f"{run['date']}, commit {run['commit']}, load {load} on {cores} cores"
+        on = " ".join(filter(None, (run["machine"]["cpu"], run["machine"].get("instructions"))))
+        about = f"{run['date']}, commit {run['commit']}, {on}, load {load} on {cores} cores"
         rows = [{**row, "run": about} for row in run["rows"] if "method" in row]
         for key in dict.fromkeys(key_of(row) for row in rows):
             found[key] = [row for row in rows if key_of(row) == key]
