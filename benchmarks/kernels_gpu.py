@@ -13,6 +13,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import harness
 import torch
@@ -51,8 +52,9 @@ class Session:
     """Where the parts run, and the rows they found."""
 
     dry: bool
-    until: float  # of time.time(): what has not begun by then is left out
+    until: float  # of time.time(): the part is stopped then
     rows: list[Row] = field(default_factory=list)
+    report: Callable[[], object] = lambda: None  # called after every row
 
     @property
     def copy_gb_per_s(self) -> float | None:
@@ -102,6 +104,7 @@ class Session:
         goal = (None, None) if self.dry and unit else goal  # only errors mean something there
         row = harness.row(name, unit, values, *goal, better="more" if more else "less")
         self.rows.append(row)
+        self.report()
         return row
 
     def time(self, prepared: Prepared) -> tuple[Warm, dict[str, Times]]:
@@ -131,14 +134,15 @@ def compiled(s: Session) -> str:
     """Registers and spills on this card's architecture."""
     major, minor = (9, 0) if s.dry else torch.cuda.get_device_capability()
     words = ["-m", "restrl.kernels.compile", "--arch", str(10 * major + minor)]
-    return child([*words, *(["--only", "scale"] if s.dry else [])], 200, TRITON_INTERPRET="0")
+    left = s.until - time.time() - 2
+    return child([*words, *(["--only", "scale"] if s.dry else [])], left, TRITON_INTERPRET="0")
 
 
 def tests(s: Session) -> str:
     """The tests of the losses and the kernels, on the GPU. test_kernels_compile is a part of its own."""
     paths = sorted(str(p) for pattern in TESTS for p in (ROOT / "tests").glob(f"{pattern}.py"))
     paths = [p for p in paths if not p.endswith("test_kernels_compile.py")]
-    left = max(30.0, min(200.0, s.until - time.time()))
+    left = s.until - time.time() - 5  # it says what it has before it is stopped itself
     spread = ["-n", "8"] if find_spec("xdist") else []
     more = ["--collect-only"] if s.dry else ["--durations=5", *spread]
     said = child(["-m", "pytest", "-q", "-p", "no:cacheprovider", *more, *paths], left)
@@ -366,19 +370,29 @@ def profile(s: Session) -> str:
     return "\n".join(said)
 
 
-PARTS: dict[str, Callable[[Session], str]] = {
-    "ceilings": ceilings,
-    "accuracy in fp32": partial(accuracy, dtype="fp32"),
-    "accuracy in bf16": partial(accuracy, dtype="bf16"),
-    "repeatability": repeatability,
-    "tests": tests,
+class Part(NamedTuple):
+    """A part and the seconds it may take, the start of its process included."""
+
+    run: Callable[[Session], str]
+    seconds: float
+
+    def __call__(self, s: Session) -> str:
+        return self.run(s)
+
+
+PARTS = {
+    "ceilings": Part(ceilings, 45),
+    "accuracy in fp32": Part(partial(accuracy, dtype="fp32"), 60),
+    "accuracy in bf16": Part(partial(accuracy, dtype="bf16"), 60),
+    "repeatability": Part(repeatability, 45),
     **{
-        f"{name} {operation}": partial(head, name=name, operation=operation)
+        f"{name} {operation}": Part(partial(head, name=name, operation=operation), 75)
         for operation in ("fused", "frozen", "log-probs")
         for name in GOALS
     },
-    "logits": from_logits,
-    "values": values,
-    "profile": profile,
-    "compiled": compiled,
+    "logits": Part(from_logits, 60),
+    "values": Part(values, 45),
+    "tests": Part(tests, 200),
+    "profile": Part(profile, 45),
+    "compiled": Part(compiled, 60),
 }

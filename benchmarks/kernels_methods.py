@@ -16,6 +16,8 @@ from kernels_case import SPEC, Case, plain_loss
 from torch import Tensor
 
 from restrl import ops
+from restrl.ops import cpu
+from restrl.ops.cpu_products import products
 
 
 class Absent(Exception):
@@ -35,6 +37,7 @@ class Result:
 
 
 ROOF, COMPILED, TRL, RESTRL = "matmuls alone", "naive, compiled", "TRL chunked", "restrl"
+CHUNKED = "matmuls in chunks"
 ENTROPIES = "restrl, with entropies"
 MASKED, MASKED_SHARE = "restrl, 25 % masked", 0.25
 Run = Callable[[], Result]
@@ -56,6 +59,34 @@ def matmuls(case: Case, backward: bool, d_weight: bool) -> Run:
             torch.mm(logits, weight, out=d_hidden)
         if d_head is not None:
             torch.mm(logits.T, hidden, out=d_head)
+        return Result()
+
+    return run
+
+
+def matmuls_in_chunks(case: Case) -> Run:
+    """restrl's products, buffer and gradients, and nothing else: what of its time and memory is the matrix
+    library's. On the CPU.
+    """
+    if case.hidden.is_cuda:
+        raise Absent("of the CPU path")
+
+    def run() -> Result:
+        hidden, weight = case.hidden.detach(), case.weight.detach()
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        made = products(weight)
+        rows = cpu.chunk_rows(case.shape.N, case.shape.V, case.shape.H, weight.dtype)
+        buffer = weight.new_empty(rows, case.shape.V, dtype=made.dtype)
+        d_hidden = torch.empty_like(hidden)
+        d_weight = torch.empty_like(weight, dtype=weight.dtype if rows == case.shape.N else wide)
+        for start in range(0, case.shape.N, rows):
+            part = slice(start, min(start + rows, case.shape.N))
+            h, tokens = hidden[part], case.tokens.flatten()[part]
+            made.logits(h, tokens, buffer[: len(h)])
+            made.gradients(
+                buffer[: len(h)], h.new_ones(len(h), 1, dtype=wide), d_hidden[part], d_weight, start == 0
+            )
+        case.hidden.grad, case.weight.grad = d_hidden, d_weight.to(weight.dtype)
         return Result()
 
     return run
@@ -214,6 +245,7 @@ def fused(compiler: bool) -> dict[str, Maker]:
     """Hidden states, tokens and rewards to the loss and the gradients of hidden states and weight."""
     return {
         ROOF: partial(matmuls, backward=True, d_weight=True),
+        CHUNKED: matmuls_in_chunks,
         "naive": naive,
         **({COMPILED: partial(naive, compiled=True)} if compiler else {}),
         "TRL selective": lambda case: from_log_probs(case, trl_selective(case)),
@@ -227,7 +259,9 @@ def fused(compiler: bool) -> dict[str, Maker]:
 
 def frozen_head(compiler: bool) -> dict[str, Maker]:
     """The same for a case whose head is frozen: no gradient of the weight."""
-    return {**fused(compiler), ROOF: partial(matmuls, backward=True, d_weight=False)}
+    found = {**fused(compiler), ROOF: partial(matmuls, backward=True, d_weight=False)}
+    del found[CHUNKED]
+    return found
 
 
 def log_probs_only(compiler: bool) -> dict[str, Maker]:

@@ -58,6 +58,11 @@ class Prepared:
     roof: str | None
     case: Case | None = None
 
+    def only(self, methods: Sequence[str]) -> Prepared:
+        """These methods beside the roof; none named: all."""
+        kept = {k: v for k, v in self.makers.items() if not methods or k in (*methods, self.roof)}
+        return replace(self, makers=kept)
+
     def with_chunks(self, sizes: Sequence[int]) -> Prepared:
         """restrl's fused loss with each of these sizes of a chunk, beside the roof."""
         assert self.case is not None
@@ -95,7 +100,7 @@ def prepare(spec: Spec) -> Prepared:
         return kernels_case.truth(case.masked(methods.MASKED_SHARE) if masked else case)
 
     def errors(method: str, result: Result) -> Errors:
-        if method == methods.ROOF:
+        if method in (methods.ROOF, methods.CHUNKED):
             return {}
         t = true(method == methods.MASKED)
         found = {

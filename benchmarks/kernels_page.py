@@ -12,7 +12,7 @@ from kernels_methods import RESTRL
 Row = dict[str, Any]
 BEGIN, END = "<!-- written by bench_kernels.py --page -->", "<!-- end -->"
 OURS = ("restrl", "restrl, with entropies", "restrl, 25 % masked", "restrl, forward", "restrl, in place")
-ROOFS = ("matmuls alone", "copy of the bytes")
+ROOFS = ("matmuls alone", "matmuls in chunks", "copy of the bytes")
 
 
 def newest(runs: Sequence[dict[str, Any]], gpu: bool = False) -> list[Row]:
@@ -22,7 +22,8 @@ def newest(runs: Sequence[dict[str, Any]], gpu: bool = False) -> list[Row]:
         if ("gpu" in run["machine"]) != gpu:
             continue
         load, cores = run["machine"]["load"][0], run["machine"]["cores"]
-        about = f"{run['date']}, commit {run['commit']}, load {load} on {cores} cores"
+        on = " ".join(filter(None, (run["machine"]["cpu"], run["machine"].get("instructions"))))
+        about = f"{run['date']}, commit {run['commit']}, {on}, load {load} on {cores} cores"
         rows = [{**row, "run": about} for row in run["rows"] if "method" in row]
         for key in dict.fromkeys(key_of(row) for row in rows):
             found[key] = [row for row in rows if key_of(row) == key]
@@ -63,7 +64,7 @@ def _cell(row: Row | None) -> str:
     if row is None:
         return "-"
     parts = [f"{row['p50']:.0f}"]
-    if row["method"] not in ROOFS and row["times_roof"] is not None:
+    if row["method"] != "matmuls alone" and row["times_roof"] is not None:
         parts.append(f"{row['times_roof']:.2f}")
     if row["memory_mb"] is not None:
         parts.append(f"{row['memory_mb']:.0f} MB")

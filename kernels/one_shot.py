@@ -202,19 +202,14 @@ TYPES = {
     "tokens": "*i64",
     "flags": "*u8",
 }
-BUILDS = (
-    Build(
-        one_shot_kernel,
-        TYPES,
-        {
-            **constants(LossSpec(delta=1.5, beta=0.04, use_bias_correction_kl=True)),
-            "CAPPED": False,
-            "ENTROPY": True,
-            "DROP_NEGATIVE": False,
-            "SHARED": True,
-            "BLOCK": tile(152064).block,
-        },
-        num_warps=tile(152064).warps,
-        note="bf16, in place",
-    ),
+FULL = {
+    **constants(LossSpec(delta=1.5, beta=0.04, use_bias_correction_kl=True)),
+    "CAPPED": False,
+    "ENTROPY": True,
+    "DROP_NEGATIVE": False,
+    "BLOCK": tile(152064).block,
+}
+BUILDS = tuple(
+    Build(one_shot_kernel, TYPES, {**FULL, "SHARED": shared}, num_warps=tile(152064).warps, note=note)
+    for shared, note in ((True, "bf16, in place"), (False, "bf16, to new memory"))
 )

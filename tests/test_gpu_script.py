@@ -56,19 +56,58 @@ def test_the_dry_run_goes_through_every_part(tmp_path: Path, monkeypatch: pytest
     assert {row["unit"] for row in judged} == {""}  # a dry run's times are held against nothing
 
 
-def test_what_fails_is_said_and_what_is_late_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    import gpu
+STUB = """
+import time
+class Session:
+    def __init__(self, dry, until):
+        self.rows = []
+    def describe(self):
+        return {}
+    versions = describe
+def fails(s):
+    raise ValueError("a launch failed")
+def hangs(s):
+    import harness
+    s.rows.append(harness.row("before it hung", "ms", [1.0]))
+    s.report()
+    time.sleep(600)
+def dies(s):
+    import os
+    os.abort()
+class Part:
+    def __init__(self, run):
+        self.run, self.seconds = run, 5  # a dry run has four times as much
+    def __call__(self, s):
+        return self.run(s)
+PARTS = {name: Part(run) for name, run in dict(fails=fails, hangs=hangs, dies=dies, late=fails).items()}
+PARTS["fine"] = Part(lambda s: "well")
+PARTS["late"].seconds = 3
+"""
 
-    class Session:
-        until = float("inf")
 
-    def part(session: Session) -> str:
-        raise ValueError("a launch failed")
-
-    found = gpu.run("a part", part, Session())
-    assert found["state"] == "failed"
-    assert "ValueError: a launch failed" in str(found["said"])
-    Session.until = 0.0
-    assert gpu.run("a part", part, Session()) == {"state": "left out"}
+def test_a_part_that_fails_hangs_or_dies_stops_nothing(tmp_path: Path) -> None:
+    """On copies of the scripts beside which other parts stand."""
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    for name in ("gpu.py", "harness.py"):
+        (folder / name).write_text((BENCHMARKS / name).read_text("utf-8"), "utf-8")
+    (folder / "kernels_gpu.py").write_text(STUB, "utf-8")
+    out = tmp_path / "gpu.json"
+    done = subprocess.run(
+        [sys.executable, folder / "gpu.py", "--dry-run", "--json", out],
+        env={**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert out.exists(), done.stdout + done.stderr
+    assert done.returncode == 1
+    found = json.loads(out.read_text())
+    states = {name: part["state"] for name, part in found["parts"].items()}
+    assert states == {
+        "fails": "failed", "hangs": "timed out", "dies": "failed", "late": "left out", "fine": "done",
+    }  # fmt: skip
+    assert "ValueError: a launch failed" in found["parts"]["fails"]["said"]
+    assert found["parts"]["hangs"]["said"] == "stopped after 20 s"
+    assert found["parts"]["dies"]["said"] == "exit code -6"
+    assert [row["name"] for row in found["rows"]] == ["before it hung"]

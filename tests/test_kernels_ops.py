@@ -233,8 +233,8 @@ def test_models_in_16_bits(dtype: torch.dtype) -> None:
 
 def test_the_buffer_is_the_only_large_memory() -> None:
     for vocabulary in (32000, 151936, 152064, 262144):
-        capacity = triton_rows.chunk_rows(8192, vocabulary, 3584, 2)
+        capacity = triton_rows.chunk_rows(8192, vocabulary, 3584, torch.bfloat16)
         assert 0.75 * 1.3e9 < 4 * capacity * vocabulary <= 1.3e9 or capacity == 4096
-    assert triton_rows.chunk_rows(8192, 152064, 3584, 2) == 2048
-    assert triton_rows.chunk_rows(5, 152064, 3584, 2) == 5
-    assert triton_rows.chunk_rows(0, 152064, 3584, 2) == 1
+    assert triton_rows.chunk_rows(8192, 152064, 3584, torch.bfloat16) == 2048
+    assert triton_rows.chunk_rows(5, 152064, 3584, torch.bfloat16) == 5
+    assert triton_rows.chunk_rows(0, 152064, 3584, torch.bfloat16) == 1

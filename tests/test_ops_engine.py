@@ -80,13 +80,13 @@ def test_matmuls(spec, chunk_rows, frozen, forward, backward):
 
 
 def test_no_gradient_no_work():
-    model = random_model(2, rows=6, width=20, vocabulary=300)
+    model = random_model(2, rows=6, width=20, hidden=4, vocabulary=300)
     with torch.no_grad(), Work() as work:
         out = loss_of(model, chunk_rows=8)
     assert not out.loss.requires_grad
     assert all(rows <= 8 for rows in work.rows)
     assert len(work.rows) == -(-int(out.computed.sum()) // 8)
-    assert work.largest == 2 * 8 * 300  # both scratch blocks; the buffer is half as large
+    assert work.largest == 8 * 300  # the buffer, and a scratch block
     assert torch.equal(out.log_probs, loss_of(model, chunk_rows=8).log_probs)
 
 
@@ -100,11 +100,11 @@ def test_chunks_of_whole_completions_stay_within_the_buffer():
 
 
 def test_nothing_of_the_size_of_all_logits_is_ever_made():
-    model = random_model(2, rows=6, width=50, hidden=12, vocabulary=500).to(torch.float32)
+    model = random_model(2, rows=6, width=50, hidden=6, vocabulary=500).to(torch.float32)
     for spec in (LossSpec(), LossSpec(top_entropy_quantile=0.5, entropy_coef=0.1)):
         with Work() as work:
             loss_of(model, spec, chunk_rows=8).loss.backward()
-        assert work.largest == 2 * 8 * 500  # the scratch blocks of 8 rows; all rows have 150000 logits
+        assert work.largest == 8 * 500  # the buffer of 8 rows; all rows have 150000 logits
 
 
 def test_rows_without_gradient_are_not_computed():

@@ -8,7 +8,7 @@ import torch
 from ops_cases import Model, distance, gradients, oracle_log_probs, oracle_loss, others, random_model
 from reference_cases import LOSSES, random_options
 
-from restrl.ops import grpo_loss, grpo_loss_from_logits
+from restrl.ops import cpu_products, grpo_loss, grpo_loss_from_logits
 from restrl.reference import LossSpec, Totals
 
 torch.set_num_threads(1)
@@ -90,10 +90,19 @@ def test_float32_does_not_depend_on_the_chunk_size():
 @pytest.mark.parametrize("chunk_rows", [32, None])  # the head's gradient is summed, or one product
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize(
-    ("dtype", "near", "tolerance"), [(torch.bfloat16, 0.03, 1.5e-2), (torch.float16, 2e-5, 2e-3)]
+    ("dtype", "rounds", "near", "tolerance"),
+    [
+        (torch.bfloat16, True, 0.03, 1.5e-2),
+        (torch.bfloat16, False, 2e-5, 4e-3),
+        (torch.float16, False, 2e-5, 2e-3),
+    ],
 )
-def test_sixteen_bits(level, dtype, near, tolerance, chunk_rows):
-    """Against float64 on the same 16-bit numbers; ratios stand away from the bounds, where gradients jump."""
+def test_sixteen_bits(level, dtype, rounds, near, tolerance, chunk_rows, monkeypatch):
+    """Against float64 on the same 16-bit numbers; ratios stand away from the bounds, where gradients jump.
+    With products of 16 bits, whatever this CPU has, and with float32's.
+    """
+    monkeypatch.setattr(cpu_products, "multiplies", lambda *_: rounds)
+    monkeypatch.setattr(cpu_products, "TILE_ELEMENTS", 48 * 70)
     model = random_model(7, rows=6, width=20, hidden=48, vocabulary=300).to(dtype)
     exact = model.to(torch.float64)
     log_probs, _ = oracle_log_probs(exact)
@@ -217,6 +226,41 @@ def test_totals_of_a_larger_batch_and_its_entropy_mask():
             gradients(sum(parts), model.inputs()), gradients(whole.loss, model.inputs()), strict=True
         )
     )
+
+
+@pytest.mark.parametrize("entropies", [False, True])
+@pytest.mark.parametrize("rounds", [None, False, True])
+@pytest.mark.parametrize(
+    "head", [{}, {"bias": True, "logit_scale": 1.5, "temperature": 0.8}, {"softcap": 300.0}]
+)
+def test_tokens_that_are_hardly_possible(head, rounds, entropies, monkeypatch):
+    """Their probability is 0 in float32; log-probs of -100 to -700 come from the row's normaliser."""
+    model = random_model(21, spread=60.0, **head).to(torch.float32 if rounds is None else torch.bfloat16)
+    if rounds is not None:
+        monkeypatch.setattr(cpu_products, "multiplies", lambda *_: rounds)
+    exact = model.to(torch.float64)
+    tokens = exact.logits().argmin(-1)
+    model, exact = (replace(m, tokens=tokens, mask=torch.ones_like(m.mask)) for m in (model, exact))
+    expected, surprise = oracle_log_probs(exact)
+    assert expected.max() < -80
+    given = {"spec": LossSpec(), "advantages": torch.ones(6), "entropies": entropies}
+    out = grpo_loss(model.hidden, model.lm_head, tokens, **given, **model.head())
+    relative = 1e-2 if rounds else 3e-6
+    assert torch.allclose(out.log_probs.double(), expected.detach(), rtol=relative, atol=0)
+    if entropies and not rounds:
+        assert torch.allclose(out.entropies.double(), surprise.detach(), rtol=0, atol=3e-4)
+    loss = oracle_loss(exact, LossSpec(), torch.ones(6)).loss
+    for g, e in zip(
+        gradients(out.loss, model.inputs()[:2]), gradients(loss, exact.inputs()[:2]), strict=True
+    ):
+        assert distance(g, e) < (3e-2 if rounds else 8e-3 if rounds is False else 1e-4)
+    for inplace in (False, True):
+        logits = exact.logits().detach().float().requires_grad_()
+        shape = {k: v for k, v in model.head().items() if k != "bias"}
+        work = logits * 1
+        again = grpo_loss_from_logits(work, tokens, inplace=inplace, **given, **shape)
+        seen, _ = oracle_log_probs(exact, logits.double())
+        assert torch.allclose(again.log_probs.double(), seen.detach(), rtol=2e-6, atol=0)
 
 
 @pytest.mark.parametrize("inplace", [False, True])

@@ -6,6 +6,7 @@ import importlib.util
 import math
 import os
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Literal
 
@@ -27,12 +28,11 @@ def backend_for(name: str, tensor: Tensor) -> ModuleType:
     """
     if name not in BACKENDS:
         raise RestrlError(f"backend {name!r} is unknown; there are {', '.join(BACKENDS)}")
-    there = importlib.util.find_spec("triton") is not None
     if name == "torch" or (
-        name == "auto" and not (tensor.is_cuda and there and tensor.dtype != torch.float64)
+        name == "auto" and not (tensor.is_cuda and tensor.dtype != torch.float64 and has_triton())
     ):
         return cpu
-    if not there:
+    if not has_triton():
         raise RestrlError("backend 'triton' needs the package triton, which is not installed; use 'torch'")
     if tensor.dtype == torch.float64:
         raise RestrlError("backend 'triton' has no float64; use 'torch'")
@@ -41,6 +41,12 @@ def backend_for(name: str, tensor: Tensor) -> ModuleType:
     from restrl.ops import triton_rows
 
     return triton_rows
+
+
+@cache
+def has_triton() -> bool:
+    """Looked for once: the search of the path takes longer than a small operation."""
+    return importlib.util.find_spec("triton") is not None
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,7 @@ def plan_for(hidden: Tensor, lm_head: Tensor, tokens: Tensor, live: Tensor | Non
     chosen = tokens if rows is None else tokens[rows]
     check_token_ids(chosen, vocabulary)
     backend = backend_for(options.backend, hidden)
-    chunk = options.chunk_rows or backend.chunk_rows(len(chosen), vocabulary, hidden.shape[1], dtype.itemsize)
+    chunk = options.chunk_rows or backend.chunk_rows(len(chosen), vocabulary, hidden.shape[1], dtype)
     return Plan(
         chosen,
         rows,

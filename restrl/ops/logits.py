@@ -1,7 +1,8 @@
 """The engine for logits that exist already, `[N, V]` or `[B, T, V]`.
 
-The statistics of the rows come first (the logits are read once), then the loss, and in the backward pass the
-gradient of the logits (read once, written once). Nothing of the logits' size is kept in between.
+Where every token stands alone, statistics, loss and gradient are formed together, in the forward pass, if the
+backend offers it: the logits are read once. Else the statistics of the rows come first, then the loss, and in
+the backward pass the gradient of the logits (read once more, written once).
 """
 
 from __future__ import annotations
@@ -55,9 +56,13 @@ def loss_of_logits(
     """The scalar loss, differentiable; `rule` has seen all live rows afterwards."""
     wanted = torch.is_grad_enabled() and logits.requires_grad
     readable = logits.detach() if logits.stride(-1) == 1 else logits.detach().contiguous()
-    if wanted and inplace and _one_shot(plan, readable, rule, entropy):
-        torch.autograd.graph.increment_version(logits)
-        return attach(rule.loss, [readable], [logits], plan.backend)
+    if wanted and (inplace or logits.dtype != torch.float16):  # whose gradient waits for the loss scale
+        out = readable if inplace else torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        if _one_shot(plan, readable, rule, entropy, out):
+            if inplace:
+                torch.autograd.graph.increment_version(logits)
+            return attach(rule.loss, [out], [logits], plan.backend)
+        del out
     statistics, normaliser = _statistics(plan, readable, entropy)
     if rule.waits_for_batch:
         assert statistics.entropies is not None
@@ -121,13 +126,15 @@ def _gradient(
 
 
 @torch.no_grad()
-def _one_shot(plan: LogitPlan, logits: Tensor, rule: GrpoRule, entropy: bool) -> bool:
-    """Statistics, loss and gradient in one launch over the logits, where the backend offers it."""
+def _one_shot(plan: LogitPlan, logits: Tensor, rule: GrpoRule, entropy: bool, out: Tensor) -> bool:
+    """Statistics, loss and gradient in one pass over the logits, where the backend offers it. `out` has the
+    logits' shape, or is the logits.
+    """
     pages = pages_of(logits)
     if len(pages) > 1 or not rule.by_token or rule.waits_for_batch or rule.entropy_mask is not None:
         return False
-    page = pages[0][:, : plan.vocabulary]
-    found = plan.rows.one_shot(page, plan.tokens, rule.inputs.map(plan.spread), rule.spec, entropy, page)
+    page, target = (x[:, : plan.vocabulary] for x in (pages[0], pages_of(out)[0]))
+    found = plan.rows.one_shot(page, plan.tokens, rule.inputs.map(plan.spread), rule.spec, entropy, target)
     if found is None:
         return False
     statistics, result = found
@@ -135,7 +142,7 @@ def _one_shot(plan: LogitPlan, logits: Tensor, rule: GrpoRule, entropy: bool) ->
         statistics.map(plan.pick),
         type(result)(result.loss, *(None if x is None else plan.pick(x) for x in result[1:])),  # type: ignore[arg-type]
     )
-    logits[..., plan.vocabulary :] = 0
+    out[..., plan.vocabulary :] = 0
     return True
 
 

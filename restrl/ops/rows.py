@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from torch import Tensor
 
 if TYPE_CHECKING:
+    import torch
+
     from restrl.reference.advantages import Scale
     from restrl.reference.derivatives import TokenGradients
     from restrl.reference.spec import LossSpec
@@ -183,8 +185,9 @@ class LogitRows(Protocol):
         entropy: bool,
         d_logits: Tensor,
     ) -> tuple[RowStatistics, TokenGradients] | None:
-        """Log-probs, token-level loss and `d_logits` in one launch; results `[N]`, of rows with token -1: 0.
-        None: not offered for this spec, nothing is written, and the engine calls the other two.
+        """Log-probs, token-level loss and `d_logits` (which may be `logits`) in one pass; results `[N]`, of
+        rows with token -1: 0. None: not offered for this spec, nothing is written, and the engine calls the
+        other two.
         """
 
 
@@ -199,8 +202,8 @@ class Backend(Protocol):
     def chunks(self, head: Head, rows: int, gradients: bool) -> Chunks:
         """A `Chunks` for one call."""
 
-    def chunk_rows(self, rows: int, vocabulary: int, hidden: int, dtype_bytes: int) -> int:
-        """The default capacity C for `rows` live rows."""
+    def chunk_rows(self, rows: int, vocabulary: int, hidden: int, dtype: torch.dtype) -> int:
+        """The default capacity C for `rows` live rows and matmuls of `dtype`."""
 
     def scale_(self, gradient: Tensor, factor: Tensor) -> None:
         """Multiply in place by a 0-dim tensor on the same device; next to nothing is done where it is 1, and

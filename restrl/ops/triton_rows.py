@@ -31,7 +31,7 @@ CHUNK_ROWS = 4096  # more do not pay: what a chunk costs is one more pass over t
 ALIGNMENT = 32  # logits: rows of the buffer begin at multiples of 128 bytes
 
 
-def chunk_rows(rows: int, vocabulary: int, hidden: int, dtype_bytes: int) -> int:
+def chunk_rows(rows: int, vocabulary: int, hidden: int, dtype: torch.dtype) -> int:
     """The default capacity: a buffer of at most 1.3 GB."""
     fit = BUFFER_BYTES // (4 * _padded(vocabulary))
     return max(1, min(rows, CHUNK_ROWS, fit - fit % 128 if fit >= 128 else fit))

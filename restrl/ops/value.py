@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from restrl.errors import RestrlError
 from restrl.ops import cpu, value_torch
 from restrl.ops.arguments import BackendName, backend_for
-from restrl.ops.value_torch import Head, How, Result, Rows, flat, gain, math_dtype
+from restrl.ops.value_torch import Checked, Head, How, Result, Rows, gain, math_dtype
 
 Norm = Literal["rms", "layer"]
 
@@ -98,10 +98,12 @@ def value_score(
     read, and it has no part in the gradients.
     """
     _check(hidden, weight, bias, norm, norm_weight, norm_bias, norm_offset, clamp)
-    rows = _rows(hidden, index)
+    named = _rows(hidden, index)
+    rows: Rows | Checked = named
     chosen = "torch" if backend_for(backend, hidden) is cpu else "triton"
     if hidden.device.type == "cpu":
-        _check_range(hidden, rows)
+        known = value_torch.checked(hidden, named)
+        rows = known if chosen == "torch" else named
     bounds = None if clamp is None else (float(clamp[0]), float(clamp[1]))
     how = How(norm, float(eps), float(norm_offset), bounds)
     tensors = (hidden, weight, bias, norm_weight, norm_bias)
@@ -229,21 +231,6 @@ def _rows(hidden: Tensor, index: Index) -> Rows:
     return Rows(first, second, starts)
 
 
-def _check_range(hidden: Tensor, rows: Rows) -> None:
-    """Raises RestrlError naming the first entry that is out of range."""
-    keys = flat(hidden, rows)
-    if keys.numel() and int(keys.min()) < 0:
-        m = int((keys < 0).nonzero()[0])
-        if rows.second is None:
-            named = f"{int(rows.first[m])}"
-        else:
-            named = f"({int(rows.first[m])}, {int(rows.second[m])})"
-        shape = f"hidden is {list(hidden.shape)}"
-        if rows.starts is not None:
-            shape += f", cu_seqlens {rows.starts.tolist()[:8]}{' ...' if rows.starts.numel() > 8 else ''}"
-        raise RestrlError(f"value_score: entry {m} of the index, {named}, is out of range: {shape}")
-
-
 # ---- one forward and one backward pass
 
 
@@ -254,11 +241,15 @@ def _head(weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, norm_
     return Head(weight.detach().reshape(-1).contiguous(), plain(bias), plain(norm_weight), plain(norm_bias))
 
 
-def _forward(hidden: Tensor, rows: Rows, head: Head, how: How, backend: str, *, gradients: bool) -> Result:
+def _forward(
+    hidden: Tensor, rows: Rows | Checked, head: Head, how: How, backend: str, *, gradients: bool
+) -> Result:
     if backend == "triton":
         import restrl.kernels.value_score as kernels
 
         return Result(*kernels.forward(hidden.detach(), rows, head, how, gradients=gradients))
+    if not torch.is_autocast_enabled(hidden.device.type):  # to switch it off takes a while
+        return value_torch.forward(hidden.detach(), rows, head, how, gradients=gradients)
     with torch.autocast(hidden.device.type, enabled=False):  # it would round the sums
         return value_torch.forward(hidden.detach(), rows, head, how, gradients=gradients)
 
@@ -282,7 +273,7 @@ class _ValueScore(torch.autograd.Function):
         bias: Tensor | None,
         norm_weight: Tensor | None,
         norm_bias: Tensor | None,
-        rows: Rows,
+        rows: Rows | Checked,
         how: How,
         backend: str,
     ) -> Tensor:

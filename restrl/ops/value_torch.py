@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from restrl.errors import RestrlError
+
 _CHUNK = 1 << 18  # elements that are held in float32 at a time
 
 
@@ -25,6 +27,12 @@ class Rows(NamedTuple):
     first: Tensor
     second: Tensor | None = None
     starts: Tensor | None = None
+
+
+class Checked(NamedTuple):
+    """`[M]` int64 flat rows that exist."""
+
+    keys: Tensor
 
 
 class How(NamedTuple):
@@ -54,12 +62,18 @@ class Result(NamedTuple):
     saved: Tensor | None = None
 
 
-def forward(hidden: Tensor, rows: Rows, head: Head, how: How, *, gradients: bool) -> Result:
+def forward(hidden: Tensor, rows: Rows | Checked, head: Head, how: How, *, gradients: bool) -> Result:
     """The score of a row that does not exist is NaN."""
     v = head.weight.to(math_dtype(hidden))
-    keys = flat(hidden, rows)
-    scale, mean, dot = _statistics(hidden, keys.clamp(min=0), v * gain(head, how), how)
-    score = dot.masked_fill(keys < 0, torch.nan)
+    u = v if head.norm_weight is None else v * gain(head, how)
+    if isinstance(rows, Checked):
+        keys = rows.keys
+        scale, mean, dot = _statistics(hidden, keys, u, how)
+        score = dot
+    else:
+        keys = flat(hidden, rows)
+        scale, mean, dot = _statistics(hidden, keys.clamp(min=0), u, how)
+        score = dot.masked_fill(keys < 0, torch.nan)
     if head.bias is not None:
         score = score + head.bias.to(v)
     if head.norm_bias is not None:
@@ -118,7 +132,27 @@ def gain(head: Head, how: How) -> Tensor | float:
     """What the norm multiplies by, `[H]` in float32 or float64."""
     if head.norm_weight is None:
         return 1.0
-    return head.norm_weight.to(torch.promote_types(head.norm_weight.dtype, torch.float32)) + how.offset
+    wide = head.norm_weight.to(torch.promote_types(head.norm_weight.dtype, torch.float32))
+    return wide + how.offset if how.offset else wide
+
+
+def checked(hidden: Tensor, rows: Rows) -> Checked:
+    """Raises RestrlError naming the first entry that is out of range."""
+    count = hidden.shape[:-1].numel()
+    keys = rows.first.long() if rows.second is None else flat(hidden, rows)
+    if not keys.numel():
+        return Checked(keys)
+    low, high = keys.aminmax()
+    if int(low) >= 0 and int(high) < count:
+        return Checked(keys)
+    m = int(((keys < 0) | (keys >= count)).nonzero()[0])
+    named = f"{int(rows.first[m])}"
+    if rows.second is not None:
+        named = f"({int(rows.first[m])}, {int(rows.second[m])})"
+    shape = f"hidden is {list(hidden.shape)}"
+    if rows.starts is not None:
+        shape += f", cu_seqlens {rows.starts.tolist()[:8]}{' ...' if rows.starts.numel() > 8 else ''}"
+    raise RestrlError(f"value_score: entry {m} of the index, {named}, is out of range: {shape}")
 
 
 def flat(hidden: Tensor, rows: Rows) -> Tensor:
@@ -172,12 +206,11 @@ def _statistics(
         if how.norm == "layer":
             means.append(x.mean(-1))
             x = x - means[-1][:, None]
-        dots.append(torch.linalg.vecdot(x, u.expand_as(x)))
+        dots.append((x * u).sum(1))
         if how.norm is not None:
-            scales.append((torch.linalg.vecdot(x, x) / u.numel() + how.eps).rsqrt())
+            scales.append(x.square().mean(1).add_(how.eps).rsqrt_())
             dots[-1] *= scales[-1]
-    return _joined(scales), _joined(means), torch.cat(dots)
-
-
-def _joined(parts: list[Tensor]) -> Tensor | None:
-    return torch.cat(parts) if parts else None
+    joined = [
+        torch.cat(parts) if len(parts) > 1 else parts[0] if parts else None for parts in (scales, means)
+    ]
+    return joined[0], joined[1], torch.cat(dots) if len(dots) > 1 else dots[0]

@@ -115,9 +115,8 @@ def _sample_std(centred: Tensor, scored: Tensor, dim: int) -> Tensor:
 
 def _as_table(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The groups as rows `[P, largest]`, filled up with NaN, and where each reward stands in it."""
-    ids, row = groups.unique(return_inverse=True)
+    ids, row, sizes = groups.unique(return_inverse=True, return_counts=True)
     order = row.argsort(stable=True)
-    sizes = row.bincount(minlength=len(ids))
     starts = sizes.cumsum(0) - sizes
     column = torch.empty_like(row)
     column[order] = torch.arange(len(row), device=row.device) - starts[row[order]]

@@ -81,21 +81,25 @@ def token_gradients(
     sequence = spec.importance_sampling_level == "sequence"
 
     log_ratio = log_ratios(log_probs, old, mask, spec.importance_sampling_level, lengths)
-    policy, by_ratio, by_log_prob = _policy(log_probs, log_ratio, a, mask, spec, old, importance_ratio)
+    ratio, bounded = bounded_exp(log_ratio), log_ratio <= EXPONENT_BOUND
+    per_token, by_ratio, by_log_prob = _policy(
+        log_probs, ratio, bounded, a, mask, spec, old, importance_ratio
+    )
     factor = multiplier(log_probs, mask, a, spec, sampler, old, importance_ratio, entropy_mask, lengths)
-    per_token, by_ratio, by_log_prob = factor * policy, factor * by_ratio, factor * by_log_prob
+    if factor is not None:
+        per_token, by_ratio, by_log_prob = factor * per_token, factor * by_ratio, factor * by_log_prob
     kl = None
     if spec.beta > 0 and ref is not None:
         x = torch.where(live, ref - log_probs, 0.0)
         inside, x = x <= EXPONENT_BOUND, x.clamp(max=EXPONENT_BOUND)
-        kl = x.expm1() - x
-        by_kl = torch.where(inside, -x.expm1(), 0.0)
-        correction = bounded_exp(log_ratio) if spec.use_bias_correction_kl else 1.0
+        grown = x.expm1()
+        kl = grown - x
+        term, by_kl = kl, torch.where(inside, -grown, 0.0)
         if spec.use_bias_correction_kl:
-            through = torch.where(log_ratio <= EXPONENT_BOUND, kl * correction, 0.0)
-            by_ratio = by_ratio + spec.beta * through
-        per_token = per_token + spec.beta * kl * correction
-        by_log_prob = by_log_prob + spec.beta * by_kl * correction
+            term, by_kl = kl * ratio, by_kl * ratio
+            by_ratio = by_ratio + spec.beta * torch.where(bounded, term, 0.0)
+        per_token = per_token + spec.beta * term
+        by_log_prob = by_log_prob + spec.beta * by_kl
 
     zero = torch.zeros_like(log_probs)
     through = torch.where(live, weights * by_ratio, zero)
@@ -107,29 +111,28 @@ def token_gradients(
     if entropy_weights is not None and entropies is not None:
         d_entropy = torch.where(live, -entropy_weights, zero)
         loss = loss + (d_entropy * torch.where(live, entropies, zero)).sum()
-    return TokenGradients(loss, d_log_prob, d_entropy, kl, *clipped(log_ratio, a, mask, spec))
+    return TokenGradients(loss, d_log_prob, d_entropy, kl, *clipped(ratio, a, live, spec))
 
 
 def _policy(
     log_probs: Tensor,
-    log_ratio: Tensor,
+    ratio: Tensor,
+    bounded: Tensor,
     a: Tensor,
     mask: Tensor,
     spec: LossSpec,
     old: Tensor | None,
     importance_ratio: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """P, dP/dlog r and the part of dP/dl that does not go through r."""
-    ratio, inside = bounded_exp(log_ratio), log_ratio <= EXPONENT_BOUND
+    """P, dP/dlog r and the part of dP/dl that does not go through r. `bounded`: the ratio still grows."""
     nothing = torch.zeros_like(a)
     if spec.loss_type in CLIP_FAMILY:
-        policy, alive = _clip(ratio, a, spec)
-        return policy, torch.where(inside, -ratio * a * alive, 0.0), nothing
+        return *_clip(ratio, bounded, a, spec), nothing
     if spec.loss_type == "sapo":
         tau = by_sign(a > 0, spec.sapo_temperature_pos, spec.sapo_temperature_neg, a)
         gate = tau * (ratio - 1)
         s, not_s = gate.sigmoid(), (-gate).sigmoid()
-        return -4 / tau * s * a, torch.where(inside, -4 * s * not_s * ratio * a, 0.0), nothing
+        return -4 / tau * s * a, torch.where(bounded, -4 * s * not_s * ratio * a, 0.0), nothing
     if spec.loss_type == "cispo":
         held = ratio.clamp(max=spec.clip_high)
     else:
@@ -137,12 +140,17 @@ def _policy(
     return -held * a * log_probs, nothing, -held * a
 
 
-def _clip(ratio: Tensor, a: Tensor, spec: LossSpec) -> tuple[Tensor, Tensor]:
-    """P of the clip family, and the share of it that follows r: 1, 0, or of a tie the mean of both sides."""
-    upper = ratio if spec.delta is None else ratio.clamp(max=spec.delta)
-    plain, held = upper * a, ratio.clamp(spec.clip_low, spec.clip_high) * a
-    plain_alive = torch.ones_like(ratio) if spec.delta is None else (ratio <= spec.delta).to(ratio.dtype)
+def _clip(ratio: Tensor, bounded: Tensor, a: Tensor, spec: LossSpec) -> tuple[Tensor, Tensor]:
+    """P of the clip family, and dP/dlog r: that of the smaller side, of a tie the mean of both. Without delta
+    the held side is only ever the smaller one where it does not move.
+    """
+    held = ratio.clamp(spec.clip_low, spec.clip_high) * a
+    if spec.delta is None:
+        plain = ratio * a
+        return -torch.minimum(plain, held), torch.where(bounded & (plain <= held), -plain, 0.0)
+    plain = ratio.clamp(max=spec.delta) * a
+    plain_alive = (ratio <= spec.delta).to(ratio.dtype)
     held_alive = ((ratio >= spec.clip_low) & (ratio <= spec.clip_high)).to(ratio.dtype)
     tie = (plain_alive + held_alive) / 2
     alive = torch.where(plain < held, plain_alive, torch.where(plain > held, held_alive, tie))
-    return -torch.minimum(plain, held), alive
+    return -torch.minimum(plain, held), torch.where(bounded, -ratio * a * alive, 0.0)

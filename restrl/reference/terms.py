@@ -77,7 +77,8 @@ def grpo_loss(
         policy = sapo_term(log_ratio, a, spec)
     else:
         policy = -vespo_weight(log_probs, old, mask, a, importance_ratio, spec) * a * log_probs
-    per_token = policy * multiplier(log_probs, mask, a, spec, sampler, old, importance_ratio, entropy_mask)
+    factor = multiplier(log_probs, mask, a, spec, sampler, old, importance_ratio, entropy_mask)
+    per_token = policy if factor is None else policy * factor
 
     kl = None
     if spec.beta > 0 and ref is not None:
@@ -88,7 +89,8 @@ def grpo_loss(
     if spec.entropy_coef != 0 and entropies is not None:
         bonus = entropy_weights(mask, spec, totals, entropy_mask) * torch.where(live, entropies, 0.0)
         loss = loss - bonus.sum()
-    return GrpoLoss(loss, None if kl is None else kl.detach(), *clipped(log_ratio, a, mask, spec))
+    sides = clipped(bounded_exp(log_ratio.detach()), a, live, spec)
+    return GrpoLoss(loss, None if kl is None else kl.detach(), *sides)
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -187,10 +189,13 @@ def multiplier(
     importance_ratio: Tensor | None,
     entropy_mask: Tensor | None,
     lengths: Tensor | None = None,
-) -> Tensor:
+) -> Tensor | None:
     """Factors of P, never of the KL: off-policy mask, entropy mask, sampler ratio. `[B, T]` or `[B, 1]`,
-    detached.
+    detached; None: there are none.
     """
+    weighs = importance_ratio is not None and spec.loss_type != "vespo"
+    if spec.off_policy_mask_threshold is None and entropy_mask is None and not weighs:
+        return None
     factor = torch.ones_like(a)
     if spec.off_policy_mask_threshold is not None:
         base = log_probs.detach() if old is None else old
@@ -198,7 +203,7 @@ def multiplier(
         factor = factor * off_policy_mask(log_probs, base, mask, a, spec.off_policy_mask_threshold, lengths)
     if entropy_mask is not None:
         factor = factor * entropy_mask
-    if importance_ratio is not None and spec.loss_type != "vespo":
+    if importance_ratio is not None and weighs:
         factor = factor * torch.where(mask > 0, importance_ratio.detach(), 1.0).to(a.dtype)
     return factor
 
@@ -240,19 +245,17 @@ def sampler_ratio(
     return ratio.masked_fill(outside, 0.0)
 
 
-def clipped(log_ratio: Tensor, a: Tensor, mask: Tensor, spec: LossSpec) -> tuple[Tensor, Tensor]:
+def clipped(ratio: Tensor, a: Tensor, live: Tensor, spec: LossSpec) -> tuple[Tensor, Tensor]:
     """Where the ratio is past a bound that A pulls it over, below and above: `[B, T]` bool. Never for sapo
     and vespo, which have no bounds; never below for cispo.
     """
-    live = mask > 0
     none = torch.zeros_like(live)
     if spec.loss_type in ("sapo", "vespo"):
         return none, none
-    log_ratio = log_ratio.detach()
-    high = (bounded_exp(log_ratio) > spec.clip_high) & (a > 0) & live
+    high = (ratio > spec.clip_high) & (a > 0) & live
     if spec.loss_type == "cispo":
         return none, high
-    return (bounded_exp(log_ratio) < spec.clip_low) & (a < 0) & live, high
+    return (ratio < spec.clip_low) & (a < 0) & live, high
 
 
 def check_inputs(
