@@ -48,7 +48,7 @@ def test_values_are_the_class_s(dtype: torch.dtype, tolerance: float) -> None:
 
 def test_training_has_the_head_s_gradients() -> None:
     """Those of the class's head on all states; rows in tries and alone are read by the same operation."""
-    value = scalar(torch.float32)
+    value = scalar(torch.float64)
     encoded = [value.encode(*item) for item in branching()]
     weights = [value.model.score.weight, value.model.base_model.norm.weight, next(value.model.parameters())]
     got = torch.autograd.grad(
@@ -59,7 +59,7 @@ def test_training_has_the_head_s_gradients() -> None:
         hidden = value.model.base_model(input_ids=torch.tensor([e.token_ids])).last_hidden_state
         ends = ends + value.model.score(hidden)[0, list(e.positions), 0].square().sum()
     for mine, true in zip(got, torch.autograd.grad(ends, weights), strict=True):
-        torch.testing.assert_close(mine, true, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(mine, true, rtol=1e-9, atol=1e-10)
 
 
 def test_every_path_reads_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
