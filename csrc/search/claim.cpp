@@ -23,6 +23,14 @@ void check_lengths(const std::optional<Flat<T>>& rows, std::size_t requests, con
   }
 }
 
+bool sound(double value) { return std::abs(value) <= kLargestScore; }
+
+bool all_sound(std::span<const double> values) {
+  bool all = true;
+  for (const double value : values) all &= sound(value);
+  return all;
+}
+
 void check_total(const char* what, std::size_t requests, std::size_t needed, std::size_t given) {
   if (given != needed) {
     throw AnswerError(std::to_string(requests) + " requests need " + std::to_string(needed) + " " + what +
@@ -129,7 +137,8 @@ void Claim::split_one(Slot& slot, std::span<const Sampled> completions) {
   std::size_t copied = 0;
   for (const Sampled& sampled : completions) copied += sampled.owner == nullptr ? sampled.utf8.size() : 0;
   slot.copies.clear();
-  slot.copies.reserve(copied);
+  if (copied > 0) slot.copies.reserve(copied);
+  split.texts.reserve(split.texts.size() + completions.size());
   for (const Sampled& sampled : completions) {
     Text text = to_text(sampled.utf8, sampled.owner);
     if (text.owner == nullptr) {
@@ -158,6 +167,11 @@ std::uint32_t Claim::find_steps(Slot& slot, Text text) {
   return first;
 }
 
+void Claim::check_scores() {
+  in_range_ = (!answers_->completion_values || all_sound(answers_->completion_values->items)) &&
+              (!answers_->child_values || all_sound(answers_->child_values->items));
+}
+
 // The scores of requests up to `end`; into their slots if `store`, else they are only checked.
 void Claim::score(std::size_t end, bool store) {
   if (!answers_->completion_values) return;
@@ -173,6 +187,7 @@ void Claim::score(std::size_t end, bool store) {
     if (!store) continue;
     slot.completion_values.assign(row.begin(), row.end());
     slot.child_values.assign(child_row.begin(), child_row.end());
+    slot.write(forest_.format_);
   }
   if (end < ids_.size()) return;
   check_total("completion values", ids_.size(), value_, values.items.size());
@@ -190,8 +205,8 @@ std::span<const double> Claim::values_of(const char* what, const Flat<double>& r
                       std::to_string(given));
   }
   const std::span<const double> row = rows.items.subspan(begin, given);
-  for (const double value : row) {
-    if (!(std::abs(value) <= kLargestScore)) {
+  for (const double value : in_range_ ? std::span<const double>() : row) {
+    if (!sound(value)) {
       throw AnswerError(named(id) + " got a " + what +
                         " value that is not finite or beyond 1e200: " + std::to_string(value));
     }
@@ -230,6 +245,7 @@ void Claim::prefetch_after(std::size_t i) const {
 void Claim::fulfil() {
   take();
   check();
+  check_scores();
   // With a splitter, or where child values hang on the split, everything is taken apart before anything is
   // handed in. Else nothing more can be wrong: a few requests at a time, while their memory is at hand.
   const bool by_children = forest_.params_.mode == Mode::value && answers_->completion_values;

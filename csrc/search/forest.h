@@ -114,6 +114,7 @@ class Forest {
   const SearchParams params_;
   const std::uint64_t seed_;
   const Splitter splitter_;
+  const RecordFormat format_;
   Mailbox<void*> graveyard_;
   Mailbox<TreeId> finished_;
   std::atomic<std::uint32_t> trees_ = 0;

@@ -236,6 +236,7 @@ void Shard::resume(std::unique_ptr<Lane> owned, std::vector<Resumed>& window) {
       }
       slot->completion_values = std::move(resumed.completion_values);
       slot->child_values = std::move(resumed.child_values);
+      slot->write(shared_.format);
     }
     add(std::move(owned));
   } catch (...) {

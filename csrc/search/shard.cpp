@@ -21,6 +21,10 @@ void Slot::forget_completions(std::uint32_t reused) {
   copies.clear();
 }
 
+void Slot::write(const RecordFormat& format) {
+  write_draft(format, split, format.k - samples, completion_values, child_values, draft);
+}
+
 void Shard::add(std::unique_ptr<Lane> lane) {
   const std::size_t place = lane->id / kShards;
   if (lanes_.size() <= place) lanes_.resize(place + 1);
@@ -289,18 +293,15 @@ bool Shard::apply_one(Lane& lane) {
       visits = {visit, visit};
       ++lane.stats.terminal_visits;
     } else {
-      Split* split = &scratch_;
-      std::span<const double> values, child_values;
       if (entry.slot != nullptr) {
-        split = &entry.slot->split;
-        values = entry.slot->completion_values;
-        child_values = entry.slot->child_values;
+        Slot& slot = *entry.slot;
+        visits = lane.tree.expand(entry.node, entry.number, slot.split, slot.completion_values, slot.draft);
+        for (Text& text : slot.split.texts) text.owner = nullptr;  // the tree has them now
       } else {
         inherit(lane, entry.node, scratch_);
         split_texts(scratch_, shared_.params.step_ends);
+        visits = lane.tree.expand(entry.node, entry.number, scratch_, {}, std::span<const double>{});
       }
-      visits = lane.tree.expand(entry.node, entry.number, *split, values, child_values);
-      for (Text& text : split->texts) text.owner = nullptr;  // the tree has them now
       ++lane.stats.expansions;
       lane.stats.completions += shared_.params.k;
       lane.stats.samples += entry.samples;

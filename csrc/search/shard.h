@@ -89,9 +89,11 @@ struct Slot {
   std::vector<double> completion_values;
   std::vector<double> child_values;
   std::string copies;  // of completions without an owner
+  Draft draft;         // once it is answered
 
   RequestId id() const { return RequestId{generation} << 32 | place; }
   void forget_completions(std::uint32_t reused);
+  void write(const RecordFormat& format);  // its draft
 };
 
 // A simulation under way that goes on: what Forest::insert() prepares without the lock.
@@ -116,6 +118,7 @@ class Shard {
   struct Shared {
     const SearchParams& params;
     const Splitter& splitter;
+    const RecordFormat& format;
     Mailbox<void*>& graveyard;  // owners of texts that nobody reads any more
     Mailbox<TreeId>& finished;
   };
