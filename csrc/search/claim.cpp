@@ -172,6 +172,15 @@ void Claim::check_scores() {
               (!answers_->child_values || all_sound(answers_->child_values->items));
 }
 
+// Whether a look at the scores as a whole says that each request gets what it needs.
+bool Claim::sure_of_scores() const {
+  if (!answers_->completion_values || answers_->child_values || !in_range_) return false;
+  if (!answers_->completion_values->lengths.empty()) return false;
+  std::size_t needed = 0;
+  for (const Slot* slot : slots_) needed += slot->samples;
+  return needed == answers_->completion_values->items.size();
+}
+
 // The scores of requests up to `end`; into their slots if `store`, else they are only checked.
 void Claim::score(std::size_t end, bool store) {
   if (!answers_->completion_values) return;
@@ -250,7 +259,7 @@ void Claim::fulfil() {
   // handed in. Else nothing more can be wrong: a few requests at a time, while their memory is at hand.
   const bool by_children = forest_.params_.mode == Mode::value && answers_->completion_values;
   const bool sure = !forest_.splitter_ && !by_children;
-  if (sure) {
+  if (sure && !sure_of_scores()) {
     score(ids_.size(), false);
     scored_ = value_ = child_value_ = 0;
   }

@@ -37,6 +37,7 @@ class Claim {
   std::span<const double> values_of(const char* what, const Flat<double>& rows, std::size_t expected,
                                     std::size_t& begin) const;
   void check_scores();  // notes whether every one is in range
+  bool sure_of_scores() const;
   void prefetch_after(std::size_t i) const;
 
   Forest& forest_;
@@ -49,9 +50,9 @@ class Claim {
   std::size_t value_ = 0;
   std::size_t child_value_ = 0;
   bool in_range_ = false;  // all scores are; else score() says which is not
-  std::size_t done_ = 0;  // how many were handed in
-  struct Step {           // first step of a text that may be inherited, for the lane of
-                          // `slot`
+  std::size_t done_ = 0;   // how many were handed in
+  struct Step {            // first step of a text that may be inherited, for the lane of
+                           // `slot`
     const Slot* slot;
     const char* place;
     std::uint32_t length;

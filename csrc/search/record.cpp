@@ -61,9 +61,7 @@ namespace {
 constexpr std::size_t kLongestCompletion = 3 + 5 + sizeof(double) + 5 + sizeof(char*);
 constexpr std::size_t kLongestCount = 3;  // of at most 65535
 
-std::size_t longest_tail(const RecordFormat& format) {
-  return kLongestCompletion * format.k + kLongestCount;
-}
+std::size_t longest_tail(const RecordFormat& format) { return kLongestCompletion * format.k + kLongestCount; }
 
 bool same_bits(double a, double b) {
   return std::bit_cast<std::uint64_t>(a) == std::bit_cast<std::uint64_t>(b);

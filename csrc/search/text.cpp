@@ -92,11 +92,13 @@ std::size_t group_many(Split& split) {
 
 std::size_t group_few(Split& split) {
   std::array<std::uint64_t, kFew> keys;  // of the children
-  const Text* const texts = split.texts.data();
+  const std::span<const Text> texts = split.texts;
+  const std::uint32_t* const steps = split.steps.data();
+  std::uint32_t* const child_of = split.child_of.data();
   Split::Child* const children = split.children.data();
   std::uint32_t count = 0;
-  for (std::uint32_t i = 0; i < split.texts.size(); ++i) {
-    const std::uint32_t length = split.steps[i];
+  for (std::uint32_t i = 0; i < texts.size(); ++i) {
+    const std::uint32_t length = steps[i];
     const std::uint64_t key = step_key(texts[i], length);
     std::uint32_t child = 0;
     const auto leads_here = [&] {
@@ -109,7 +111,7 @@ std::size_t group_few(Split& split) {
       children[count++] = {i, length, 0, length > texts[i].size};
     }
     ++children[child].count;
-    split.child_of[i] = child;
+    child_of[i] = child;
   }
   return count;
 }

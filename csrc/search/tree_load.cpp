@@ -123,8 +123,8 @@ Tree::Tree(const SearchParams& params, std::uint64_t seed, std::uint64_t stream,
     reserve(1, split.texts.size());
     texts_.reserve(draft_.copied);
     const std::span<const double> values = std::span(dump.values).subspan(x * k, k);
-    append_record(expansion.simulation, split, values.first(expansion.reused), values.subspan(expansion.reused),
-                  draft_);
+    append_record(expansion.simulation, split, values.first(expansion.reused),
+                  values.subspan(expansion.reused), draft_);
     const auto e = static_cast<std::uint32_t>(links_.size());
     open_expansion(node);
     NodeId next_lane = e << rows_.lane_shift();
