@@ -196,7 +196,6 @@ void Claim::score(std::size_t end, bool store) {
     if (!store) continue;
     slot.completion_values.assign(row.begin(), row.end());
     slot.child_values.assign(child_row.begin(), child_row.end());
-    slot.write(forest_.format_);
   }
   if (end < ids_.size()) return;
   check_total("completion values", ids_.size(), value_, values.items.size());
@@ -224,7 +223,19 @@ std::span<const double> Claim::values_of(const char* what, const Flat<double>& r
   return row;
 }
 
+// The drafts of requests done_ .. end - 1, if their scores are there.
+void Claim::write(std::size_t end) {
+  if (!answers_->completion_values) return;
+  if (drafts_.size() < end - done_) drafts_.resize(end - done_);
+  for (std::size_t i = done_; i < end; ++i) {
+    std::unique_ptr<Draft>& draft = drafts_[i - done_];
+    if (draft == nullptr) draft = std::make_unique<Draft>();
+    slots_[i]->write(forest_.format_, *draft);
+  }
+}
+
 void Claim::hand_in(std::size_t end) {
+  const std::size_t first = done_;
   std::size_t i = done_;
   const Lane* lane = nullptr;
   locked(i, end, [&](Shard& shard, Slot& slot) {
@@ -238,7 +249,7 @@ void Claim::hand_in(std::size_t end) {
     done_ = i + 1;
     if (shard.unclaim(slot)) return;
     slot.has_completions = true;
-    if (answers_->completion_values) shard.answer(slot);
+    if (answers_->completion_values) shard.answer(slot, drafts_[i - first]);
   });
 }
 
@@ -255,6 +266,7 @@ void Claim::fulfil() {
   take();
   check();
   check_scores();
+  drafts_ = forest_.drafts_.take();
   // With a splitter, or where child values hang on the split, everything is taken apart before anything is
   // handed in. Else nothing more can be wrong: a few requests at a time, while their memory is at hand.
   const bool by_children = forest_.params_.mode == Mode::value && answers_->completion_values;
@@ -267,8 +279,13 @@ void Claim::fulfil() {
     end = sure ? std::min(end + kTogether, ids_.size()) : ids_.size();
     split(end);
     score(end, true);
-    hand_in(end);
+    while (done_ < end) {
+      const std::size_t next = std::min(done_ + kTogether, end);
+      write(next);
+      hand_in(next);
+    }
   }
+  forest_.drafts_.give(std::move(drafts_));
 }
 
 void Claim::cancel() {

@@ -37,6 +37,7 @@
 #include <thread>
 #include <vector>
 
+#include "search/draft_pool.h"
 #include "search/forest_data.h"
 #include "search/mailbox.h"
 #include "search/params.h"
@@ -115,6 +116,7 @@ class Forest {
   const std::uint64_t seed_;
   const Splitter splitter_;
   const RecordFormat format_;
+  DraftPool drafts_;
   Mailbox<void*> graveyard_;
   Mailbox<TreeId> finished_;
   std::atomic<std::uint32_t> trees_ = 0;

@@ -21,8 +21,8 @@ void Slot::forget_completions(std::uint32_t reused) {
   copies.clear();
 }
 
-void Slot::write(const RecordFormat& format) {
-  write_draft(format, split, format.k - samples, completion_values, child_values, draft);
+void Slot::write(const RecordFormat& format, Draft& answer) const {
+  write_draft(format, split, format.k - samples, completion_values, child_values, answer);
 }
 
 void Shard::add(std::unique_ptr<Lane> lane) {
@@ -125,10 +125,12 @@ void Shard::sweep() {
   });
 }
 
-void Shard::answer(Slot& slot) {
+void Shard::answer(Slot& slot, std::unique_ptr<Draft>& draft) {
   slot.state = Slot::State::answered;
   ++slot.generation;
+  std::swap(slot.draft, draft);
   advance(*slot.lane);
+  if (slot.state != Slot::State::answered) std::swap(slot.draft, draft);
   count();
 }
 
@@ -295,7 +297,7 @@ bool Shard::apply_one(Lane& lane) {
     } else {
       if (entry.slot != nullptr) {
         Slot& slot = *entry.slot;
-        visits = lane.tree.expand(entry.node, entry.number, slot.split, slot.completion_values, slot.draft);
+        visits = lane.tree.expand(entry.node, entry.number, slot.split, slot.completion_values, *slot.draft);
         for (Text& text : slot.split.texts) text.owner = nullptr;  // the tree has them now
       } else {
         inherit(lane, entry.node, scratch_);
