@@ -79,7 +79,7 @@ struct RecordFormat {
 };
 
 // What of an expansion is known before its place in the tree is: its record less the values and the number of
-// the simulation, its visible children, what it adds. Made under no lock; Tree::expand() takes it in.
+// the simulation, its visible children, what it adds. Made under no lock; Tree::expand_drafted() takes it in.
 struct Draft {
   struct Child {  // as its lane begins
     double W;

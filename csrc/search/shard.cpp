@@ -297,12 +297,13 @@ bool Shard::apply_one(Lane& lane) {
     } else {
       if (entry.slot != nullptr) {
         Slot& slot = *entry.slot;
-        visits = lane.tree.expand(entry.node, entry.number, slot.split, slot.completion_values, *slot.draft);
+        visits = lane.tree.expand_drafted(entry.node, entry.number, slot.split, slot.completion_values,
+                                          *slot.draft);
         for (Text& text : slot.split.texts) text.owner = nullptr;  // the tree has them now
       } else {
         inherit(lane, entry.node, scratch_);
         split_texts(scratch_, shared_.params.step_ends);
-        visits = lane.tree.expand(entry.node, entry.number, scratch_, {}, std::span<const double>{});
+        visits = lane.tree.expand(entry.node, entry.number, scratch_, {}, {});
       }
       ++lane.stats.expansions;
       lane.stats.completions += shared_.params.k;

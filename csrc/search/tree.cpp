@@ -220,11 +220,11 @@ Visits Tree::expand(NodeId leaf, std::uint32_t simulation, const Split& split,
                     std::span<const double> completions, std::span<const double> children) {
   const auto reused = static_cast<std::uint32_t>(format_.k - completions.size());
   write_draft(format_, split, reused, completions, children, draft_);
-  return expand(leaf, simulation, split, completions, draft_);
+  return expand_drafted(leaf, simulation, split, completions, draft_);
 }
 
-Visits Tree::expand(NodeId leaf, std::uint32_t simulation, const Split& split,
-                    std::span<const double> completions, const Draft& draft) {
+Visits Tree::expand_drafted(NodeId leaf, std::uint32_t simulation, const Split& split,
+                            std::span<const double> completions, const Draft& draft) {
   check_room(format_.k);
   const std::span<const double> inherited = inherited_values(leaf);
   reserve(1, split.texts.size());

@@ -101,11 +101,9 @@ class Tree {
   Visits expand(NodeId leaf, std::uint32_t simulation, const Split& split,
                 std::span<const double> completions, std::span<const double> children);
 
-  // The same with what is left to do in the tree itself: `draft` is write_draft() of the same answer, in the
-  // tree's format().
-  Visits expand(NodeId leaf, std::uint32_t simulation, const Split& split,
-                std::span<const double> completions, const Draft& draft);
-  const RecordFormat& format() const { return format_; }
+  // The same with what is left to do in the tree itself: `draft` is write_draft() of the same answer.
+  Visits expand_drafted(NodeId leaf, std::uint32_t simulation, const Split& split,
+                        std::span<const double> completions, const Draft& draft);
 
   // Adds `own` to `node` and `path` to all its ancestors; with `loss`, which must be that node's, its virtual
   // loss is released in the same walk.
