@@ -4,9 +4,9 @@
 
 Every row has the figure to reach and says whether it is met. One-thread rows are CPU time, so that other work
 on the machine costs less than it would on the clock. Rows of two threads are wall time, but for the one that
-says otherwise, and need two idle cores; their first run, which finds the memory, is left out. A ratio is formed
-within each repeat, both sides one after the other. The synthetic tree: k = 5, the best 3 visible, c = 0.2,
-eps = 0.1, depth at most 60, rewards 0 or 1; a simulation is select, expand five children, back up.
+says otherwise, and need two idle cores; their first run, which finds the memory, is left out. A ratio is
+formed within each repeat, both sides one after the other. The synthetic tree: k = 5, the best 3 visible,
+c = 0.2, eps = 0.1, depth at most 60, rewards 0 or 1; a simulation is select, expand five children, back up.
 
 --full       also the row of 1e7 simulations in one tree (2 GB)
 --history    append the run to benchmarks/history/search.json
