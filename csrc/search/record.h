@@ -46,25 +46,6 @@ struct Record {
   std::uint32_t child_in(std::uint32_t lane) const;  // the child in visible lane `lane`
 };
 
-// A record to be written, its rows wherever they are.
-struct RecordRows {
-  RecordRows() = default;
-  RecordRows(const Record& record)  // NOLINT(google-explicit-constructor)
-      : simulation(record.simulation),
-        reused(record.reused),
-        values(record.values),
-        child_of(record.child_of),
-        children(record.children),
-        texts(record.texts) {}
-
-  std::uint32_t simulation = 0;
-  std::uint32_t reused = 0;
-  std::span<const double> values;
-  std::span<const std::uint32_t> child_of;
-  std::span<const Record::Child> children;
-  std::span<const Text> texts;
-};
-
 // How the records of one tree are read and written.
 struct RecordFormat {
   explicit RecordFormat(const SearchParams& params)

@@ -17,6 +17,26 @@ std::uint32_t line_shift(const SearchParams& params) {
   return static_cast<std::uint32_t>(std::bit_width((visible - 1) / 4));
 }
 
+// Lane number `index` of a mask, without a branch where there are at most four lanes: a draw is not to be
+// foreseen.
+std::uint32_t lane_in(std::uint32_t mask, std::uint32_t index) {
+  if (mask >= 16) {
+    for (; index > 0; --index) mask &= mask - 1;
+    return static_cast<std::uint32_t>(std::countr_zero(mask));
+  }
+  static constexpr auto kLaneIn = [] {
+    std::array<std::array<std::uint8_t, 4>, 16> lanes{};
+    for (std::uint32_t lanes_of = 0; lanes_of < 16; ++lanes_of) {
+      std::uint32_t count = 0;
+      for (std::uint8_t lane = 0; lane < 4; ++lane) {
+        if ((lanes_of >> lane & 1) != 0) lanes[lanes_of][count++] = lane;
+      }
+    }
+    return lanes;
+  }();
+  return kLaneIn[mask][index];
+}
+
 }  // namespace
 
 VirtualLoss::VirtualLoss(Tree& tree, NodeId leaf, std::uint32_t own, std::uint32_t path)
@@ -35,10 +55,10 @@ void VirtualLoss::release() noexcept {
 Tree::Tree(const SearchParams& params, std::uint64_t seed, std::uint64_t stream, std::string_view root_state,
            const Walks& walks)
     : alone_(params.leaves_in_flight == 1),
-      seed_(seed),
-      stream_(stream),
+      draws_(draw_key(seed, stream)),
       walks_(&walks),
       format_(params),
+      longest_(longest_record(format_) + kRecordUnit),
       rows_{nullptr,
             nullptr,
             nullptr,
@@ -227,17 +247,18 @@ Visits Tree::expand_drafted(NodeId leaf, std::uint32_t simulation, const Split& 
                             std::span<const double> completions, const Draft& draft) {
   check_room(format_.k);
   const std::span<const double> inherited = inherited_values(leaf);
-  reserve(1, split.texts.size());
+  reserve(split.texts.size());
   texts_.reserve(draft.copied);
   append_record(simulation, split, inherited, completions, draft);
   if ((code(leaf) & kFresh) != 0) rows_.W(leaf) = repeated(rows_.W(leaf), rows_.N(leaf));
-  auto lane_node = static_cast<NodeId>(links_.size() << rows_.lane_shift());
+  const auto first_lane = static_cast<NodeId>(links_.size() << rows_.lane_shift());
   open_expansion(leaf);
+  NodeId next_lane = first_lane;
   for (const Draft::Child& child : draft.lanes) {
-    rows_.W(lane_node) = child.W;
-    rows_.N(lane_node) = child.N;
-    rows_.child(lane_node) = kLeaf | child.flags | lane(lane_node);
-    ++lane_node;
+    rows_.W(next_lane) = child.W;
+    rows_.N(next_lane) = child.N;
+    rows_.child(next_lane) = kLeaf | child.flags | lane(next_lane);
+    ++next_lane;
   }
   if (!format_.scored) rows_.links[code(leaf)].next = equal_children(code(leaf), next_lane - first_lane);
 
@@ -247,6 +268,13 @@ Visits Tree::expand_drafted(NodeId leaf, std::uint32_t simulation, const Split& 
   for (const double value : inherited) visits.own = {visits.own.N + 1, visits.own.W + value};
   for (const double value : completions) visits.own = {visits.own.N + 1, visits.own.W + value};
   return visits;
+}
+
+// The `next` of an expansion with so many visible children, none of which has a value: their UCT values are
+// the same.
+std::uint32_t Tree::equal_children(std::uint32_t e, std::uint32_t visible) const {
+  if (visible == 1 || rows_.first) return rows_.child(e << rows_.lane_shift());
+  return rows_.shift > kMaskShift ? kTie : kTie | ((1U << visible) - 1);
 }
 
 // Of the completions that `leaf` inherits.

@@ -170,6 +170,8 @@ class Tree {
   }
   void make_room(std::size_t completions);
   void open_expansion(NodeId node);
+  std::uint32_t equal_children(std::uint32_t e, std::uint32_t visible) const;
+  std::uint32_t pick(std::uint32_t e, std::uint32_t tie, std::uint64_t draw) const;
   void append_record(std::uint32_t simulation, const Split& split, std::span<const double> inherited,
                      std::span<const double> values, const Draft& draft);
   std::span<const double> inherited_values(NodeId leaf);
@@ -180,9 +182,8 @@ class Tree {
                  Draft& draft) const;
   void load_lane(NodeId node, const TreeDump::Child& child, std::uint32_t count, std::size_t x);
 
-  const bool alone_;  // leaves_in_flight = 1
-  const std::uint64_t seed_;
-  const std::uint64_t stream_;
+  const bool alone_;           // leaves_in_flight = 1
+  const std::uint64_t draws_;  // key of all draws
   const Walks* const walks_;
   const RecordFormat format_;
   const std::size_t longest_;  // bytes of a record and its alignment, at most

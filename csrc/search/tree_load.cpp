@@ -120,7 +120,7 @@ Tree::Tree(const SearchParams& params, std::uint64_t seed, std::uint64_t stream,
     check(expansion.reused == (x > 0 && format_.reuse ? parent.children[expansion.child].count : 0),
           "the number of reused completions is wrong");
     read_dump(dump, x, child, text, split, draft_);
-    reserve(1, split.texts.size());
+    reserve(split.texts.size());
     texts_.reserve(draft_.copied);
     const std::span<const double> values = std::span(dump.values).subspan(x * k, k);
     append_record(expansion.simulation, split, values.first(expansion.reused),
