@@ -3,6 +3,9 @@
 #include <pybind11/critical_section.h>
 #include <pybind11/numpy.h>
 
+#include <algorithm>
+#include <optional>
+#include <span>
 #include <string>
 
 #include "search/errors.h"
@@ -22,23 +25,50 @@ bool is_row(PyObject* object) {
           PySequence_Check(object) != 0);
 }
 
-// Calls function(item) for the items of a sequence. What it calls (__float__, an iterator) may be Python that
-// changes a list: the item is held, and the size looked at again. Returns how many.
-template <typename Function>
-std::size_t for_each(PyObject* sequence, const char* what, Function function) {
-  const auto items = py::reinterpret_steal<py::object>(
+// Whether reading it runs no Python, so that nobody changes the sequence it is in meanwhile.
+bool is_plain(PyObject* item) {
+  return PyFloat_CheckExact(item) || (PyUnicode_CheckExact(item) && PyUnicode_IS_COMPACT_ASCII(item));
+}
+
+py::object fast_sequence(PyObject* sequence, const char* what) {
+  if (PyList_CheckExact(sequence) || PyTuple_CheckExact(sequence)) {
+    return py::reinterpret_borrow<py::object>(sequence);
+  }
+  auto items = py::reinterpret_steal<py::object>(
       PySequence_Fast(sequence, ("expected a sequence of " + std::string(what)).c_str()));
   if (!items) throw py::error_already_set();
+  return items;
+}
+
+// Calls function(item) for the items of a sequence. What it calls (__float__, an iterator) may be Python that
+// changes a list: an item that is not plain is held, and the size looked at again. Returns how many.
+template <typename Function>
+std::size_t for_each(PyObject* sequence, const char* what, Function function) {
+  const py::object items = fast_sequence(sequence, what);
   const py::scoped_critical_section section(items);
   Py_ssize_t i = 0;
   for (; i < PySequence_Fast_GET_SIZE(items.ptr()); ++i) {
     if (i + kAhead < PySequence_Fast_GET_SIZE(items.ptr())) {
       __builtin_prefetch(PySequence_Fast_GET_ITEM(items.ptr(), i + kAhead), 1);  // for its reference count
     }
-    const auto item = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(items.ptr(), i));
-    function(item.ptr());
+    PyObject* const item = PySequence_Fast_GET_ITEM(items.ptr(), i);
+    if (is_plain(item)) {
+      function(item);
+    } else {
+      const auto held = py::reinterpret_borrow<py::object>(item);
+      function(held.ptr());
+    }
   }
   return static_cast<std::size_t>(i);
+}
+
+// The items of `object` if it is an array of T that lies in one piece as it is.
+template <typename T>
+std::optional<std::span<const T>> plain_array(const py::object& object) {
+  using Plain = py::array_t<T, py::array::c_style>;
+  if (!Plain::check_(object)) return std::nullopt;
+  const auto array = py::reinterpret_borrow<Plain>(object);
+  return std::span<const T>(array.data(), static_cast<std::size_t>(array.size()));
 }
 
 // Rows or a flat sequence: add(item) for every item, the lengths of rows into `lengths`.
@@ -80,13 +110,18 @@ Ids::Ids(const py::object& ids) {
     ids_ = list_;
     return;
   }
+  if (const auto plain = plain_array<search::RequestId>(ids)) {
+    // A copy: the array may be written to while the GIL is released or a splitter runs.
+    list_.assign(plain->begin(), plain->end());
+    ids_ = list_;
+    return;
+  }
   const auto given = py::array::ensure(ids);
   if (!given || (given.dtype().kind() != 'u' && given.dtype().kind() != 'i')) {
     PyErr_Clear();
     throw py::type_error("request ids are a list or an array of integers");
   }
   const py::array_t<search::RequestId, py::array::c_style | py::array::forcecast> array(given);
-  // A copy: the array may be written to while the GIL is released or a splitter runs.
   list_.assign(array.data(), array.data() + array.size());
   ids_ = list_;
 }
@@ -102,16 +137,22 @@ Values::Values(const py::object& values, std::size_t requests, const char* what)
     values_ = list_;
     return;
   }
+  if (const auto plain = plain_array<double>(values)) {
+    list_.assign(plain->begin(), plain->end());  // a copy, as of the ids
+    values_ = list_;
+    return;
+  }
   const auto array = py::array_t<double, py::array::c_style | py::array::forcecast>::ensure(values);
   if (!array) {  // which has cleared numpy's error
     throw py::type_error(std::string(what) + " are rows of floats, a flat list of them or an array");
   }
-  list_.assign(array.data(), array.data() + array.size());  // a copy, as of the ids
+  list_.assign(array.data(), array.data() + array.size());
   values_ = list_;
 }
 
 Texts::Texts(const py::object& texts, std::size_t requests) {
-  texts_.reserve(requests);
+  const bool counted = PyList_CheckExact(texts.ptr()) || PyTuple_CheckExact(texts.ptr());
+  texts_.reserve(std::max(requests, counted ? static_cast<std::size_t>(Py_SIZE(texts.ptr())) : 0));
   for_each_item(texts.ptr(), requests, "completions", lengths_, [&](PyObject* item) { texts_.add(item); });
 }
 

@@ -62,11 +62,15 @@ py::tuple take(ForestObject& object, std::size_t max_requests) {
   py::array_t<RequestId> ids(requests.size());
   py::array_t<TreeId> trees(requests.size());
   py::array_t<std::uint32_t> simulations(requests.size()), k(requests.size());
+  RequestId* const id = ids.mutable_data();
+  TreeId* const tree = trees.mutable_data();
+  std::uint32_t* const simulation = simulations.mutable_data();
+  std::uint32_t* const samples = k.mutable_data();
   for (std::size_t i = 0; i < requests.size(); ++i) {
-    ids.mutable_data()[i] = requests[i].id;
-    trees.mutable_data()[i] = requests[i].tree;
-    simulations.mutable_data()[i] = requests[i].simulation;
-    k.mutable_data()[i] = requests[i].k;
+    id[i] = requests[i].id;
+    tree[i] = requests[i].tree;
+    simulation[i] = requests[i].simulation;
+    samples[i] = requests[i].k;
   }
   return py::make_tuple(std::move(ids), std::move(trees), std::move(simulations), std::move(k));
 }

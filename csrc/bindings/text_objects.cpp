@@ -34,22 +34,11 @@ Borrowed::~Borrowed() {
   for (const search::Sampled& text : texts_) Py_DECREF(static_cast<PyObject*>(text.owner));
 }
 
-void Borrowed::add(PyObject* text) {
+void Borrowed::add_other(PyObject* text) {
   check_str(text);
-  const char* utf8 = nullptr;
   Py_ssize_t size = 0;
-  if (PyUnicode_IS_COMPACT_ASCII(text)) {
-    size = PyUnicode_GET_LENGTH(text);
-    utf8 = reinterpret_cast<const char*>(PyUnicode_1BYTE_DATA(text));
-  } else {
-    utf8 = PyUnicode_AsUTF8AndSize(text, &size);  // kept by the str
-  }
-  if (utf8 != nullptr) {
-    __builtin_prefetch(utf8 + size - 1);  // white space is looked for there soon
-    texts_.emplace_back(std::string_view(utf8, static_cast<std::size_t>(size)), text);
-    Py_INCREF(text);
-    return;
-  }
+  const char* const utf8 = PyUnicode_AsUTF8AndSize(text, &size);  // kept by the str
+  if (utf8 != nullptr) return add(text, utf8, static_cast<std::size_t>(size));
   if (PyErr_ExceptionMatches(PyExc_UnicodeEncodeError) == 0) throw py::error_already_set();
   PyErr_Clear();
   py::bytes bytes = encode(text);

@@ -25,12 +25,23 @@ class Borrowed {
   ~Borrowed();
 
   void reserve(std::size_t count) { texts_.reserve(count); }
-  void add(PyObject* text);  // throws TypeError
+  void add(PyObject* text) {  // throws TypeError
+    if (!PyUnicode_Check(text) || !PyUnicode_IS_COMPACT_ASCII(text)) return add_other(text);
+    add(text, reinterpret_cast<const char*>(PyUnicode_1BYTE_DATA(text)),
+        static_cast<std::size_t>(PyUnicode_GET_LENGTH(text)));
+  }
   std::span<const search::Sampled> texts() const { return texts_; }
   // From here on the owners belong to somebody else.
   void hand_over() { owned_ = false; }
 
  private:
+  void add_other(PyObject* text);
+  void add(PyObject* text, const char* utf8, std::size_t size) {
+    __builtin_prefetch(utf8 + size - 1);  // white space is looked for there soon
+    texts_.emplace_back(std::string_view(utf8, size), text);
+    Py_INCREF(text);
+  }
+
   std::vector<search::Sampled> texts_;
   bool owned_ = true;
 };

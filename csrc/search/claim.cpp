@@ -23,6 +23,14 @@ void check_lengths(const std::optional<Flat<T>>& rows, std::size_t requests, con
   }
 }
 
+bool sound(double value) { return std::abs(value) <= kLargestScore; }
+
+bool all_sound(std::span<const double> values) {
+  bool all = true;
+  for (const double value : values) all &= sound(value);
+  return all;
+}
+
 void check_total(const char* what, std::size_t requests, std::size_t needed, std::size_t given) {
   if (given != needed) {
     throw AnswerError(std::to_string(requests) + " requests need " + std::to_string(needed) + " " + what +
@@ -129,7 +137,8 @@ void Claim::split_one(Slot& slot, std::span<const Sampled> completions) {
   std::size_t copied = 0;
   for (const Sampled& sampled : completions) copied += sampled.owner == nullptr ? sampled.utf8.size() : 0;
   slot.copies.clear();
-  slot.copies.reserve(copied);
+  if (copied > 0) slot.copies.reserve(copied);
+  split.texts.reserve(split.texts.size() + completions.size());
   for (const Sampled& sampled : completions) {
     Text text = to_text(sampled.utf8, sampled.owner);
     if (text.owner == nullptr) {
@@ -156,6 +165,20 @@ std::uint32_t Claim::find_steps(Slot& slot, Text text) {
     text = text.rest(step);
   } while (text.size > 0);
   return first;
+}
+
+void Claim::check_scores() {
+  in_range_ = (!answers_->completion_values || all_sound(answers_->completion_values->items)) &&
+              (!answers_->child_values || all_sound(answers_->child_values->items));
+}
+
+// Whether a look at the scores as a whole says that each request gets what it needs.
+bool Claim::sure_of_scores() const {
+  if (!answers_->completion_values || answers_->child_values || !in_range_) return false;
+  if (!answers_->completion_values->lengths.empty()) return false;
+  std::size_t needed = 0;
+  for (const Slot* slot : slots_) needed += slot->samples;
+  return needed == answers_->completion_values->items.size();
 }
 
 // The scores of requests up to `end`; into their slots if `store`, else they are only checked.
@@ -190,8 +213,8 @@ std::span<const double> Claim::values_of(const char* what, const Flat<double>& r
                       std::to_string(given));
   }
   const std::span<const double> row = rows.items.subspan(begin, given);
-  for (const double value : row) {
-    if (!(std::abs(value) <= kLargestScore)) {
+  for (const double value : in_range_ ? std::span<const double>() : row) {
+    if (!sound(value)) {
       throw AnswerError(named(id) + " got a " + what +
                         " value that is not finite or beyond 1e200: " + std::to_string(value));
     }
@@ -200,7 +223,19 @@ std::span<const double> Claim::values_of(const char* what, const Flat<double>& r
   return row;
 }
 
+// The drafts of requests done_ .. end - 1, if their scores are there.
+void Claim::write(std::size_t end) {
+  if (!answers_->completion_values) return;
+  if (drafts_.size() < end - done_) drafts_.resize(end - done_);
+  for (std::size_t i = done_; i < end; ++i) {
+    std::unique_ptr<Draft>& draft = drafts_[i - done_];
+    if (draft == nullptr) draft = std::make_unique<Draft>();
+    slots_[i]->write(forest_.format_, *draft);
+  }
+}
+
 void Claim::hand_in(std::size_t end) {
+  const std::size_t first = done_;
   std::size_t i = done_;
   const Lane* lane = nullptr;
   locked(i, end, [&](Shard& shard, Slot& slot) {
@@ -214,7 +249,7 @@ void Claim::hand_in(std::size_t end) {
     done_ = i + 1;
     if (shard.unclaim(slot)) return;
     slot.has_completions = true;
-    if (answers_->completion_values) shard.answer(slot);
+    if (answers_->completion_values) shard.answer(slot, drafts_[i - first]);
   });
 }
 
@@ -230,11 +265,13 @@ void Claim::prefetch_after(std::size_t i) const {
 void Claim::fulfil() {
   take();
   check();
+  check_scores();
+  drafts_ = forest_.drafts_.take();
   // With a splitter, or where child values hang on the split, everything is taken apart before anything is
   // handed in. Else nothing more can be wrong: a few requests at a time, while their memory is at hand.
   const bool by_children = forest_.params_.mode == Mode::value && answers_->completion_values;
   const bool sure = !forest_.splitter_ && !by_children;
-  if (sure) {
+  if (sure && !sure_of_scores()) {
     score(ids_.size(), false);
     scored_ = value_ = child_value_ = 0;
   }
@@ -242,8 +279,13 @@ void Claim::fulfil() {
     end = sure ? std::min(end + kTogether, ids_.size()) : ids_.size();
     split(end);
     score(end, true);
-    hand_in(end);
+    while (done_ < end) {
+      const std::size_t next = std::min(done_ + kTogether, end);
+      write(next);
+      hand_in(next);
+    }
   }
+  forest_.drafts_.give(std::move(drafts_));
 }
 
 void Claim::cancel() {

@@ -31,11 +31,14 @@ class Claim {
   void check();                             // under none, like the next two; throws AnswerError, LimitError
   void split(std::size_t end);              // completions into slots; throws what the splitter throws
   void score(std::size_t end, bool store);  // scores into slots; throws AnswerError
+  void write(std::size_t end);              // drafts; under none
   void hand_in(std::size_t end);            // under the locks
   void split_one(Slot& slot, std::span<const Sampled> completions);
   std::uint32_t find_steps(Slot& slot, Text text);
   std::span<const double> values_of(const char* what, const Flat<double>& rows, std::size_t expected,
                                     std::size_t& begin) const;
+  void check_scores();  // notes whether every one is in range
+  bool sure_of_scores() const;
   void prefetch_after(std::size_t i) const;
 
   Forest& forest_;
@@ -47,9 +50,11 @@ class Claim {
   std::size_t scored_ = 0;         // how many have their scores, which end at these places
   std::size_t value_ = 0;
   std::size_t child_value_ = 0;
-  std::size_t done_ = 0;  // how many were handed in
-  struct Step {           // first step of a text that may be inherited, for the lane of
-                          // `slot`
+  bool in_range_ = false;    // all scores are; else score() says which is not
+  std::size_t done_ = 0;     // how many were handed in
+  DraftPool::Batch drafts_;  // of the requests that are handed in together
+  struct Step {              // first step of a text that may be inherited, for the lane of
+                             // `slot`
     const Slot* slot;
     const char* place;
     std::uint32_t length;

@@ -16,9 +16,9 @@ namespace {
 }  // namespace
 
 Forest::Forest(const SearchParams& params, std::uint64_t seed, Splitter splitter)
-    : params_(params), seed_(seed), splitter_(std::move(splitter)) {
+    : params_(params), seed_(seed), splitter_(std::move(splitter)), format_(params) {
   params_.validate();
-  const Shard::Shared shared{params_, splitter_, graveyard_, finished_};
+  const Shard::Shared shared{params_, splitter_, format_, graveyard_, finished_};
   for (std::uint32_t i = 0; i < Shard::kShards; ++i) shards_[i] = std::make_unique<Shard>(i, shared);
   // As far apart as they can be: 0, 8, 4, 12, 2, ...
   for (std::uint32_t i = 0; i < cursors_.size(); ++i) {

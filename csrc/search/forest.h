@@ -2,13 +2,13 @@
 //
 // Concurrency: every public function may be called from any thread at any time. Trees are dealt out to
 // shards, each under a mutex of its own (shard.h); a call locks one shard at a time, so calls on trees of
-// different shards run beside each other, and what needs no tree (taking completions apart, a splitter that
-// calls Python) runs under no lock. No function calls back into the caller with a lock held. A tree's shape
-// depends on its key, its root state, the seed, the parameters and the answers alone: with `in_order` its
-// answers are applied in the order of its requests, and simulation j is selected as soon as the answers up to
-// j - F are applied (F = leaves_in_flight) and it meets no leaf in flight, whoever calls next() or fulfil()
-// first and however much they take. The one exception is a tree whose requests were cancelled: it goes on
-// when next() comes to it again.
+// different shards run beside each other, and what needs no tree (taking completions apart, writing the
+// record of an expansion, a splitter that calls Python) runs under no lock. No function calls back into the
+// caller with a lock held. A tree's shape depends on its key, its root state, the seed, the parameters and
+// the answers alone: with `in_order` its answers are applied in the order of its requests, and simulation j
+// is selected as soon as the answers up to j - F are applied (F = leaves_in_flight) and it meets no leaf in
+// flight, whoever calls next() or fulfil() first and however much they take. The one exception is a tree
+// whose requests were cancelled: it goes on when next() comes to it again.
 //
 //   add ──► idle ──next()──► selecting ──► window of at most F simulations, oldest first
 //                               ▲            [ terminal visit, or nothing to ask: answered at once ]
@@ -16,7 +16,7 @@
 //                               │                                          ──fulfil(scores)──► answered ]
 //                               └── apply (expand, back up, virtual loss released) ◄── oldest, once answered
 //
-//   fulfil:  claim under the locks ──► check and split under none ──► hand in under the locks
+//   fulfil:  claim under the locks ──► check, split, write drafts under none ──► hand in under the locks
 //
 // A selection that meets a leaf already in flight is a collision: it is counted and forgotten, and the tree
 // selects again after the next answer; its places go to other trees. A visit of a terminal node takes its
@@ -37,6 +37,7 @@
 #include <thread>
 #include <vector>
 
+#include "search/draft_pool.h"
 #include "search/forest_data.h"
 #include "search/mailbox.h"
 #include "search/params.h"
@@ -114,6 +115,8 @@ class Forest {
   const SearchParams params_;
   const std::uint64_t seed_;
   const Splitter splitter_;
+  const RecordFormat format_;
+  DraftPool drafts_;
   Mailbox<void*> graveyard_;
   Mailbox<TreeId> finished_;
   std::atomic<std::uint32_t> trees_ = 0;

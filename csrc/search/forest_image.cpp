@@ -236,6 +236,8 @@ void Shard::resume(std::unique_ptr<Lane> owned, std::vector<Resumed>& window) {
       }
       slot->completion_values = std::move(resumed.completion_values);
       slot->child_values = std::move(resumed.child_values);
+      slot->draft = std::make_unique<Draft>();
+      slot->write(shared_.format, *slot->draft);
     }
     add(std::move(owned));
   } catch (...) {

@@ -1,7 +1,10 @@
 #include "search/record.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
+
+#include "search/climb.h"
 
 namespace restrl::search {
 namespace {
@@ -52,30 +55,101 @@ std::uint32_t Record::child_in(std::uint32_t lane) const {
   return child;
 }
 
-std::size_t longest_record(const RecordFormat& format) {
-  constexpr std::size_t kPerCompletion = 3 * sizeof(double) + 3 * kLongestVarint;
-  return kPerCompletion * format.k + 2 * kLongestVarint + sizeof(char*);
+namespace {
+
+// Of a completion: its child, the child's step and score, its text's size and address.
+constexpr std::size_t kLongestCompletion = 3 + 5 + sizeof(double) + 5 + sizeof(char*);
+constexpr std::size_t kLongestCount = 3;  // of at most 65535
+
+std::size_t longest_tail(const RecordFormat& format) { return kLongestCompletion * format.k + kLongestCount; }
+
+bool same_bits(double a, double b) {
+  return std::bit_cast<std::uint64_t>(a) == std::bit_cast<std::uint64_t>(b);
 }
 
-char* write_record(const RecordFormat& format, std::uint32_t expansion, const RecordRows& record,
-                   const char* copies, char* at, std::uint64_t& text_bytes) {
-  for (double value : record.values) at = put_bytes(at, &value, sizeof value);
-  at = put(at, zigzag(std::int64_t{record.simulation} - std::int64_t{expansion}));
-  if (format.reuse) at = put(at, std::uint64_t{record.reused});
-  for (std::uint32_t child : record.child_of) at = put(at, std::uint64_t{child});
-  for (const Record::Child& child : record.children) {
-    at = put(at, std::uint64_t{child.length} << 2 | std::uint64_t{child.terminal} << 1 |
-                     std::uint64_t{child.visible});
+// The num_decisions children of highest first score, the earlier one of equals.
+void choose_visible(const RecordFormat& format, std::span<const double> scores, std::size_t count,
+                    std::vector<std::uint8_t>& visible) {
+  const std::size_t most = format.num_decisions;
+  if (visible.size() < count) visible.resize(count);
+  std::uint8_t* const rows = visible.data();
+  if (!format.scored || count <= most) {
+    for (std::size_t i = 0; i < count; ++i) rows[i] = i < most ? 1 : 0;
+    return;
+  }
+  std::vector<std::uint32_t> order(count);
+  for (std::uint32_t i = 0; i < count; ++i) order[i] = i;
+  std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
+    return scores[a] > scores[b] || (scores[a] == scores[b] && a < b);
+  });
+  std::fill_n(rows, count, std::uint8_t{0});
+  for (std::size_t i = 0; i < most; ++i) rows[order[i]] = 1;
+}
+
+// A child that nothing was backed up through yet.
+Draft::Child new_lane(bool terminal, double score, std::uint32_t count) {
+  Draft::Child lane{repeated(score, count), count, terminal ? kTerminal : 0};
+  if (!same_bits(lane.W / count, score)) {
+    lane.W = score;
+    lane.flags |= kFresh;
+  }
+  return lane;
+}
+
+}  // namespace
+
+std::size_t longest_record(const RecordFormat& format) {
+  return sizeof(double) * format.k + kLongestVarint + longest_tail(format) + sizeof(char*);
+}
+
+void write_draft(const RecordFormat& format, const Split& split, std::uint32_t reused,
+                 std::span<const double> values, std::span<const double> scores, Draft& draft) {
+  const std::span<const Split::Child> children = split.children;
+  choose_visible(format, scores, children.size(), draft.visible);
+  write_tail(format, split, reused, scores, draft);
+  draft.lanes.resize(std::min<std::size_t>(children.size(), format.num_decisions));
+  const std::uint8_t* const visible = draft.visible.data();
+  Draft::Child* lane = draft.lanes.data();
+  Visit fresh{0, 0.0};
+  if (format.scored) {
+    for (std::size_t i = 0; i < children.size(); ++i) {
+      const std::uint32_t count = children[i].count;
+      fresh = {fresh.N + count, fresh.W + repeated(scores[i], count)};
+      if (visible[i] != 0) *lane++ = new_lane(children[i].terminal, scores[i], count);
+    }
+  } else {
+    for (std::size_t i = 0; i < draft.lanes.size(); ++i) {
+      *lane++ = {0.0, 0, children[i].terminal ? kTerminal : 0};
+    }
+    for (const double value : values) fresh = {fresh.N + 1, fresh.W + value};
+  }
+  draft.fresh = fresh;
+}
+
+void write_tail(const RecordFormat& format, const Split& split, std::uint32_t reused,
+                std::span<const double> scores, Draft& draft) {
+  if (draft.tail.size() < longest_tail(format)) draft.tail.resize(longest_tail(format));
+  const std::span<const Split::Child> children = split.children;
+  const std::uint8_t* const visible = draft.visible.data();
+  char* const begin = draft.tail.data();
+  char* at = begin;
+  if (format.reuse) at = put(at, std::uint64_t{reused});
+  for (const std::uint32_t child : split.child_of) at = put(at, std::uint64_t{child});
+  for (std::size_t i = 0; i < children.size(); ++i) {
+    at = put(at, std::uint64_t{children[i].line_length} << 2 | std::uint64_t{children[i].terminal} << 1 |
+                     std::uint64_t{visible[i]});
   }
   if (format.scored) {
-    for (const Record::Child& child : record.children) {
-      if (!child.visible) at = put_bytes(at, &child.score, sizeof child.score);
+    for (std::size_t i = 0; i < children.size(); ++i) {
+      if (visible[i] == 0) at = put_bytes(at, &scores[i], sizeof scores[i]);
     }
   }
-  const char* const texts = at;
+  const char* const references = at;
   std::size_t copied = 0;
-  for (const Text& text : record.texts) {
+  std::uint64_t text_bytes = 0;
+  for (const Text& text : std::span(split.texts).subspan(reused)) {
     const bool held = text.owner != nullptr;
+    text_bytes += std::uint64_t{text.size} + 1;
     at = put(at, std::uint64_t{text.size} << 1 | std::uint64_t{held});
     if (held) {
       at = put_bytes(at, &text.data, sizeof text.data);
@@ -83,9 +157,19 @@ char* write_record(const RecordFormat& format, std::uint32_t expansion, const Re
       copied += text.size;
     }
   }
-  if (copied > 0) at = put_bytes(at, &copies, sizeof copies);
-  text_bytes += static_cast<std::uint64_t>(at - texts);
-  return at;
+  draft.tail_size = static_cast<std::size_t>(at - begin);
+  draft.references = static_cast<std::uint64_t>(at - references) + (copied > 0 ? sizeof(char*) : 0);
+  draft.copied = copied;
+  draft.text_bytes = text_bytes;
+}
+
+char* write_record(std::uint32_t expansion, std::uint32_t simulation, std::span<const double> inherited,
+                   std::span<const double> values, const Draft& draft, const char* copies, char* at) {
+  at = put_bytes(at, inherited.data(), inherited.size_bytes());
+  at = put_bytes(at, values.data(), values.size_bytes());
+  at = put(at, zigzag(std::int64_t{simulation} - std::int64_t{expansion}));
+  at = put_bytes(at, draft.tail.data(), draft.tail_size);
+  return draft.copied > 0 ? put_bytes(at, &copies, sizeof copies) : at;
 }
 
 void read_record(const RecordFormat& format, std::uint32_t expansion, const char* at, Record& record) {

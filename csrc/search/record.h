@@ -21,7 +21,9 @@
 #include <span>
 #include <vector>
 
+#include "search/params.h"
 #include "search/text.h"
+#include "search/tree_data.h"
 
 namespace restrl::search {
 
@@ -44,39 +46,53 @@ struct Record {
   std::uint32_t child_in(std::uint32_t lane) const;  // the child in visible lane `lane`
 };
 
-// A record to be written, its rows wherever they are.
-struct RecordRows {
-  RecordRows() = default;
-  RecordRows(const Record& record)  // NOLINT(google-explicit-constructor)
-      : simulation(record.simulation),
-        reused(record.reused),
-        values(record.values),
-        child_of(record.child_of),
-        children(record.children),
-        texts(record.texts) {}
-
-  std::uint32_t simulation = 0;
-  std::uint32_t reused = 0;
-  std::span<const double> values;
-  std::span<const std::uint32_t> child_of;
-  std::span<const Record::Child> children;
-  std::span<const Text> texts;
-};
-
 // How the records of one tree are read and written.
 struct RecordFormat {
+  explicit RecordFormat(const SearchParams& params)
+      : k(params.k),
+        num_decisions(params.num_decisions),
+        scored(params.mode == Mode::value),
+        reuse(params.reuse) {}
   std::uint32_t k;
+  std::uint32_t num_decisions;
   bool scored;  // value mode
   bool reuse;
 };
 
+// What of an expansion is known before its place in the tree is: its record less the values and the number of
+// the simulation, its visible children, what it adds. Made under no lock; Tree::expand_drafted() takes it in.
+struct Draft {
+  struct Child {  // as its lane begins
+    double W;
+    std::uint32_t N;
+    std::uint32_t flags;  // kTerminal, kFresh
+  };
+  std::vector<std::uint8_t> visible;  // [children] at least
+  std::vector<Child> lanes;           // of the visible ones
+  std::vector<char> tail;             // the record after the simulation's number, less the address
+  std::size_t tail_size = 0;
+  std::size_t copied = 0;        // bytes of the texts without an owner
+  std::uint64_t text_bytes = 0;  // of the fresh texts, newlines counted
+  std::uint64_t references = 0;  // bytes of `tail` that refer to them
+  Visit fresh{0, 0.0};           // of the drawn completions; value mode: of all children
+};
+
+// Fills `draft` from an expansion taken apart; its first `reused` texts are inherited. `values` are those of
+// the drawn completions, `scores` in value mode those of the children. Throws bad_alloc.
+void write_draft(const RecordFormat& format, const Split& split, std::uint32_t reused,
+                 std::span<const double> values, std::span<const double> scores, Draft& draft);
+
+// The same for children of which `draft.visible` says already which are visible; the lanes are left alone.
+void write_tail(const RecordFormat& format, const Split& split, std::uint32_t reused,
+                std::span<const double> scores, Draft& draft);
+
 // Bytes that a record takes at most.
 std::size_t longest_record(const RecordFormat& format);
 
-// Writes a record and returns its end. `copies` is where the texts without an owner lie side by side;
-// `text_bytes` grows by what the references to texts take.
-char* write_record(const RecordFormat& format, std::uint32_t expansion, const RecordRows& record,
-                   const char* copies, char* at, std::uint64_t& text_bytes);
+// Writes a record and returns its end: `inherited` and `values` of its completions, what `draft` has, and
+// `copies`, where its texts without an owner lie side by side.
+char* write_record(std::uint32_t expansion, std::uint32_t simulation, std::span<const double> inherited,
+                   std::span<const double> values, const Draft& draft, const char* copies, char* at);
 
 // Reads a record into `record`, whose vectors keep their memory.
 void read_record(const RecordFormat& format, std::uint32_t expansion, const char* at, Record& record);

@@ -21,6 +21,10 @@ void Slot::forget_completions(std::uint32_t reused) {
   copies.clear();
 }
 
+void Slot::write(const RecordFormat& format, Draft& answer) const {
+  write_draft(format, split, format.k - samples, completion_values, child_values, answer);
+}
+
 void Shard::add(std::unique_ptr<Lane> lane) {
   const std::size_t place = lane->id / kShards;
   if (lanes_.size() <= place) lanes_.resize(place + 1);
@@ -121,10 +125,12 @@ void Shard::sweep() {
   });
 }
 
-void Shard::answer(Slot& slot) {
+void Shard::answer(Slot& slot, std::unique_ptr<Draft>& draft) {
   slot.state = Slot::State::answered;
   ++slot.generation;
+  std::swap(slot.draft, draft);
   advance(*slot.lane);
+  if (slot.state != Slot::State::answered) std::swap(slot.draft, draft);
   count();
 }
 
@@ -289,18 +295,16 @@ bool Shard::apply_one(Lane& lane) {
       visits = {visit, visit};
       ++lane.stats.terminal_visits;
     } else {
-      Split* split = &scratch_;
-      std::span<const double> values, child_values;
       if (entry.slot != nullptr) {
-        split = &entry.slot->split;
-        values = entry.slot->completion_values;
-        child_values = entry.slot->child_values;
+        Slot& slot = *entry.slot;
+        visits = lane.tree.expand_drafted(entry.node, entry.number, slot.split, slot.completion_values,
+                                          *slot.draft);
+        for (Text& text : slot.split.texts) text.owner = nullptr;  // the tree has them now
       } else {
         inherit(lane, entry.node, scratch_);
         split_texts(scratch_, shared_.params.step_ends);
+        visits = lane.tree.expand(entry.node, entry.number, scratch_, {}, {});
       }
-      visits = lane.tree.expand(entry.node, entry.number, *split, values, child_values);
-      for (Text& text : split->texts) text.owner = nullptr;  // the tree has them now
       ++lane.stats.expansions;
       lane.stats.completions += shared_.params.k;
       lane.stats.samples += entry.samples;

@@ -88,10 +88,12 @@ struct Slot {
   Split split;
   std::vector<double> completion_values;
   std::vector<double> child_values;
-  std::string copies;  // of completions without an owner
+  std::string copies;              // of completions without an owner
+  std::unique_ptr<Draft> draft{};  // where the answer waits for its turn; else what it left, or none
 
   RequestId id() const { return RequestId{generation} << 32 | place; }
   void forget_completions(std::uint32_t reused);
+  void write(const RecordFormat& format, Draft& answer) const;
 };
 
 // A simulation under way that goes on: what Forest::insert() prepares without the lock.
@@ -116,6 +118,7 @@ class Shard {
   struct Shared {
     const SearchParams& params;
     const Splitter& splitter;
+    const RecordFormat& format;
     Mailbox<void*>& graveyard;  // owners of texts that nobody reads any more
     Mailbox<TreeId>& finished;
   };
@@ -144,8 +147,9 @@ class Shard {
   void claim(Slot& slot, RequestId id, const void* claimer);
   // claimed -> open (or free, if it was dropped meanwhile). Returns whether it was dropped.
   bool unclaim(Slot& slot);
-  // The request has its scores: applies what can be applied and selects what follows.
-  void answer(Slot& slot);
+  // The request has its scores and their draft: applies what can be applied and selects what follows. `draft`
+  // is changed for another one, or none, that its caller may use again.
+  void answer(Slot& slot, std::unique_ptr<Draft>& draft);
   // Takes an open request's simulation back; its tree waits for next().
   void drop(Slot& slot);
 

@@ -4,7 +4,6 @@
 #include <array>
 #include <cstddef>
 #include <cstring>
-#include <limits>
 #include <unordered_map>
 
 #include "search/errors.h"
@@ -58,6 +57,13 @@ bool same_step(const Text& a, const Text& b, std::uint32_t length) {
   return last(a) == last(b) && (rest == 0 || a.data == b.data || std::memcmp(a.data, b.data, rest) == 0);
 }
 
+// The same as the public one for an end of one byte.
+std::uint32_t first_step(const Text& text, char end) {
+  const void* const found = text.size == 0 ? nullptr : std::memchr(text.data, end, text.size);
+  if (found == nullptr) return text.size + 1;
+  return static_cast<std::uint32_t>(static_cast<const char*>(found) - text.data) + 1;
+}
+
 // Equal for equal steps; steps begin alike (white space) more often than they end alike.
 std::uint64_t step_key(const Text& text, std::uint32_t length) {
   const std::size_t rest = length - 1;
@@ -86,11 +92,13 @@ std::size_t group_many(Split& split) {
 
 std::size_t group_few(Split& split) {
   std::array<std::uint64_t, kFew> keys;  // of the children
-  const Text* const texts = split.texts.data();
+  const std::span<const Text> texts = split.texts;
+  const std::uint32_t* const steps = split.steps.data();
+  std::uint32_t* const child_of = split.child_of.data();
   Split::Child* const children = split.children.data();
   std::uint32_t count = 0;
-  for (std::uint32_t i = 0; i < split.texts.size(); ++i) {
-    const std::uint32_t length = split.steps[i];
+  for (std::uint32_t i = 0; i < texts.size(); ++i) {
+    const std::uint32_t length = steps[i];
     const std::uint64_t key = step_key(texts[i], length);
     std::uint32_t child = 0;
     const auto leads_here = [&] {
@@ -103,7 +111,7 @@ std::size_t group_few(Split& split) {
       children[count++] = {i, length, 0, length > texts[i].size};
     }
     ++children[child].count;
-    split.child_of[i] = child;
+    child_of[i] = child;
   }
   return count;
 }
@@ -121,17 +129,9 @@ std::string Text::first(std::uint32_t length) const {
   return step;
 }
 
-void check_size(std::size_t bytes) {
-  if (bytes >= std::numeric_limits<std::uint32_t>::max() - 1) {
-    throw LimitError("a completion has " + std::to_string(bytes) +
-                     " bytes; a tree holds completions of less than 4 GiB");
-  }
-}
-
-Text to_text(std::string_view utf8, void* owner) {
-  const std::string_view stripped = rstrip(utf8);
-  check_size(stripped.size());
-  return {stripped.data(), owner, static_cast<std::uint32_t>(stripped.size())};
+void too_long(std::size_t bytes) {
+  throw LimitError("a completion has " + std::to_string(bytes) +
+                   " bytes; a tree holds completions of less than 4 GiB");
 }
 
 std::uint32_t first_step(const Text& text, std::span<const std::string> ends) {
@@ -140,9 +140,7 @@ std::uint32_t first_step(const Text& text, std::span<const std::string> ends) {
   if (text.size == 0) return 1;
   for (const std::string& end : ends) {
     if (end.size() == 1) {
-      const void* found = std::memchr(text.data, end[0], text.size);
-      if (found == nullptr) continue;
-      length = std::min<std::size_t>(length, static_cast<const char*>(found) - text.data + 1);
+      length = std::min<std::size_t>(length, first_step(text, end[0]));
     } else {
       const std::size_t found = text.view().find(end);
       if (found != std::string_view::npos) length = std::min(length, found + end.size());
@@ -155,7 +153,10 @@ void split_texts(Split& split, std::span<const std::string> ends) {
   const std::size_t k = split.texts.size();
   const std::size_t known = split.steps.size();
   split.steps.resize(k);
-  for (std::size_t i = known; i < k; ++i) split.steps[i] = first_step(split.texts[i], ends);
+  const bool one_byte = ends.size() == 1 && ends[0].size() == 1;
+  for (std::size_t i = known; i < k; ++i) {
+    split.steps[i] = one_byte ? first_step(split.texts[i], ends[0][0]) : first_step(split.texts[i], ends);
+  }
   split.child_of.resize(k);
   split.children.resize(k);
   split.children.resize(k <= kFew ? group_few(split) : group_many(split));

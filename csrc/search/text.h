@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <string>
 #include <string_view>
@@ -33,11 +34,20 @@ struct Text {
 // `utf8` without the white space at its end, white space being what Python's str.rstrip() removes.
 std::string_view rstrip(std::string_view utf8);
 
+[[noreturn]] void too_long(std::size_t bytes);
+
 // Throws LimitError for a completion of 4 GiB or more.
-void check_size(std::size_t bytes);
+inline void check_size(std::size_t bytes) {
+  if (bytes >= std::numeric_limits<std::uint32_t>::max() - 1) too_long(bytes);
+}
 
 // A sampled completion as Text. Throws LimitError for one of 4 GiB or more.
-Text to_text(std::string_view utf8, void* owner = nullptr);
+inline Text to_text(std::string_view utf8, void* owner = nullptr) {
+  const bool ends_plainly = !utf8.empty() && utf8.back() > ' ' && utf8.back() < 0x7f;
+  const std::string_view stripped = ends_plainly ? utf8 : rstrip(utf8);
+  check_size(stripped.size());
+  return {stripped.data(), owner, static_cast<std::uint32_t>(stripped.size())};
+}
 
 // Bytes of the first step of `text`: the shortest beginning that ends in one of `ends`, else all of it
 // (size + 1: its newline counts).

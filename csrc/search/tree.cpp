@@ -37,10 +37,6 @@ std::uint32_t lane_in(std::uint32_t mask, std::uint32_t index) {
   return kLaneIn[mask][index];
 }
 
-bool same_bits(double a, double b) {
-  return std::bit_cast<std::uint64_t>(a) == std::bit_cast<std::uint64_t>(b);
-}
-
 }  // namespace
 
 VirtualLoss::VirtualLoss(Tree& tree, NodeId leaf, std::uint32_t own, std::uint32_t path)
@@ -58,11 +54,10 @@ void VirtualLoss::release() noexcept {
 
 Tree::Tree(const SearchParams& params, std::uint64_t seed, std::uint64_t stream, std::string_view root_state,
            const Walks& walks)
-    : num_decisions_(params.num_decisions),
-      alone_(params.leaves_in_flight == 1),
+    : alone_(params.leaves_in_flight == 1),
       draws_(draw_key(seed, stream)),
       walks_(&walks),
-      format_{params.k, params.mode == Mode::value, params.reuse},
+      format_(params),
       longest_(longest_record(format_) + kRecordUnit),
       rows_{nullptr,
             nullptr,
@@ -243,79 +238,36 @@ Visit Tree::terminal_visit(NodeId node) const {
 
 Visits Tree::expand(NodeId leaf, std::uint32_t simulation, const Split& split,
                     std::span<const double> completions, std::span<const double> children) {
-  const std::uint32_t k = format_.k;
-  check_room(k);
-  Record& scratch = scratch_;
-  scratch.reused = 0;
-  RecordRows record;
-  record.values = completions;
-  if (format_.reuse && leaf != kRoot) {
-    read(expansion_of(leaf), scratch);
-    const std::uint32_t child = scratch.child_in(lane(leaf));
-    scratch.reused = scratch.children[child].count;
-    std::uint32_t place = 0;
-    for (std::uint32_t i = 0; i < k; ++i) {
-      if (scratch.child_of[i] == child) scratch.values[place++] = scratch.values[i];
-    }
-    scratch.values.resize(place);
-    scratch.values.insert(scratch.values.end(), completions.begin(), completions.end());
-    record.values = scratch.values;
-  }
-  record.simulation = simulation;
-  record.reused = scratch.reused;
-  record.child_of = split.child_of;
-  record.texts = std::span(split.texts).subspan(record.reused);
-  scratch.children.resize(split.children.size());
-  for (std::uint32_t i = 0; i < split.children.size(); ++i) {
-    const Split::Child& child = split.children[i];
-    scratch.children[i] = {child.line_length, child.count,        child.completion,
-                           child.terminal,    i < num_decisions_, format_.scored ? children[i] : 0.0};
-  }
-  if (format_.scored) choose_visible(scratch);
-  record.children = scratch.children;
+  const auto reused = static_cast<std::uint32_t>(format_.k - completions.size());
+  write_draft(format_, split, reused, completions, children, draft_);
+  return expand_drafted(leaf, simulation, split, completions, draft_);
+}
 
-  std::size_t copied = 0;
-  for (const Text& text : record.texts) copied += text.owner == nullptr ? text.size : 0;
-  reserve(record.texts.size());
-  texts_.reserve(copied);
-  append_record(record);
+Visits Tree::expand_drafted(NodeId leaf, std::uint32_t simulation, const Split& split,
+                            std::span<const double> completions, const Draft& draft) {
+  check_room(format_.k);
+  const std::span<const double> inherited = inherited_values(leaf);
+  reserve(split.texts.size());
+  texts_.reserve(draft.copied);
+  append_record(simulation, split, inherited, completions, draft);
   if ((code(leaf) & kFresh) != 0) rows_.W(leaf) = repeated(rows_.W(leaf), rows_.N(leaf));
   const auto first_lane = static_cast<NodeId>(links_.size() << rows_.lane_shift());
   open_expansion(leaf);
   NodeId next_lane = first_lane;
-  for (const Record::Child& child : record.children) {
-    if (child.visible) set_lane(next_lane++, child);
+  for (const Draft::Child& child : draft.lanes) {
+    rows_.W(next_lane) = child.W;
+    rows_.N(next_lane) = child.N;
+    rows_.child(next_lane) = kLeaf | child.flags | lane(next_lane);
+    ++next_lane;
   }
   if (!format_.scored) rows_.links[code(leaf)].next = equal_children(code(leaf), next_lane - first_lane);
 
-  Visits visits{{0, 0.0}, {0, 0.0}};
-  if (format_.scored) {
-    for (const Record::Child& child : record.children) {
-      visits.own = {visits.own.N + child.count, visits.own.W + repeated(child.score, child.count)};
-    }
-    visits.path = visits.own;
-    return visits;
-  }
-  for (std::uint32_t i = 0; i < k; ++i) {
-    visits.own = {visits.own.N + 1, visits.own.W + record.values[i]};
-    if (i >= record.reused) visits.path = {visits.path.N + 1, visits.path.W + record.values[i]};
-  }
+  Visits visits{draft.fresh, draft.fresh};
+  if (format_.scored || inherited.empty()) return visits;
+  visits.own = {0, 0.0};  // all values in their order
+  for (const double value : inherited) visits.own = {visits.own.N + 1, visits.own.W + value};
+  for (const double value : completions) visits.own = {visits.own.N + 1, visits.own.W + value};
   return visits;
-}
-
-// Of scored children the num_decisions of highest first score, the earlier one of equals; the first ones are
-// chosen so far.
-void Tree::choose_visible(Record& record) const {
-  const auto count = static_cast<std::uint32_t>(record.children.size());
-  if (count <= num_decisions_) return;
-  std::vector<std::uint32_t> order(count);
-  for (std::uint32_t i = 0; i < count; ++i) order[i] = i;
-  std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
-    const double score_a = record.children[a].score;
-    const double score_b = record.children[b].score;
-    return score_a > score_b || (score_a == score_b && a < b);
-  });
-  for (std::uint32_t i = 0; i < count; ++i) record.children[order[i]].visible = i < num_decisions_;
 }
 
 // The `next` of an expansion with so many visible children, none of which has a value: their UCT values are
@@ -325,42 +277,40 @@ std::uint32_t Tree::equal_children(std::uint32_t e, std::uint32_t visible) const
   return rows_.shift > kMaskShift ? kTie : kTie | ((1U << visible) - 1);
 }
 
-// A child that nothing was backed up through yet.
-void Tree::set_lane(NodeId node, const Record::Child& child) {
-  std::uint32_t code = kLeaf | (child.terminal ? kTerminal : 0) | lane(node);
-  double W = 0;
-  if (format_.scored) {
-    W = repeated(child.score, child.count);
-    if (!same_bits(W / child.count, child.score)) {
-      W = child.score;
-      code |= kFresh;
-    }
-    rows_.N(node) = child.count;
+// Of the completions that `leaf` inherits.
+std::span<const double> Tree::inherited_values(NodeId leaf) {
+  if (!format_.reuse || leaf == kRoot) return {};
+  read(expansion_of(leaf), scratch_);
+  const std::uint32_t child = scratch_.child_in(lane(leaf));
+  std::uint32_t place = 0;
+  for (std::uint32_t i = 0; i < format_.k; ++i) {
+    if (scratch_.child_of[i] == child) scratch_.values[place++] = scratch_.values[i];
   }
-  rows_.W(node) = W;
-  rows_.child(node) = code;
+  return {scratch_.values.data(), place};
 }
 
 // Into what is reserved: the record of the next expansion, its texts and owners.
-void Tree::append_record(const RecordRows& record) {
-  char* copies = nullptr;
-  for (const Text& text : record.texts) {
-    text_bytes_ += std::uint64_t{text.size} + 1;
+void Tree::append_record(std::uint32_t simulation, const Split& split, std::span<const double> inherited,
+                         std::span<const double> values, const Draft& draft) {
+  char* copy = draft.copied > 0 ? texts_.take(draft.copied) : nullptr;
+  const char* const copies = copy;
+  for (std::size_t i = inherited.size(); i < split.texts.size(); ++i) {
+    const Text& text = split.texts[i];
     if (text.owner != nullptr) {
       owners_.push_back(text.owner);
-      continue;
+    } else if (draft.copied > 0) {
+      copy = std::copy(text.data, text.data + text.size, copy);
     }
-    char* const copy = texts_.take(text.size);
-    if (text.size > 0) std::copy(text.data, text.data + text.size, copy);
-    if (copies == nullptr) copies = copy;
   }
+  text_bytes_ += draft.text_bytes;
+  text_references_ += draft.references;
   const auto expansion = static_cast<std::uint32_t>(links_.size());
   const std::size_t begin = (log_.size() + kRecordUnit - 1) / kRecordUnit * kRecordUnit;
   cold_.push_back(static_cast<std::uint32_t>(begin / kRecordUnit));
   const char* const end =
-      write_record(format_, expansion, record, copies, log_.data() + begin, text_references_);
+      write_record(expansion, simulation, inherited, values, draft, copies, log_.data() + begin);
   log_.resize(static_cast<std::size_t>(end - log_.data()));
-  nodes_ += record.children.size();
+  nodes_ += split.children.size();
 }
 
 }  // namespace restrl::search

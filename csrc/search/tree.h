@@ -101,6 +101,10 @@ class Tree {
   Visits expand(NodeId leaf, std::uint32_t simulation, const Split& split,
                 std::span<const double> completions, std::span<const double> children);
 
+  // The same with what is left to do in the tree itself: `draft` is write_draft() of the same answer.
+  Visits expand_drafted(NodeId leaf, std::uint32_t simulation, const Split& split,
+                        std::span<const double> completions, const Draft& draft);
+
   // Adds `own` to `node` and `path` to all its ancestors; with `loss`, which must be that node's, its virtual
   // loss is released in the same walk.
   void back_up(NodeId node, Visit own, Visit path);
@@ -168,17 +172,16 @@ class Tree {
   void open_expansion(NodeId node);
   std::uint32_t equal_children(std::uint32_t e, std::uint32_t visible) const;
   std::uint32_t pick(std::uint32_t e, std::uint32_t tie, std::uint64_t draw) const;
-  void set_lane(NodeId node, const Record::Child& child);
-  void choose_visible(Record& record) const;
-  void append_record(const RecordRows& record);
+  void append_record(std::uint32_t simulation, const Split& split, std::span<const double> inherited,
+                     std::span<const double> values, const Draft& draft);
+  std::span<const double> inherited_values(NodeId leaf);
   void read(std::uint32_t expansion, Record& record) const;
   Text completion(std::uint32_t expansion, std::uint32_t index) const;
   NodeId lane_of_child(std::uint32_t expansion, const Record& record, std::uint32_t child) const;
-  void read_dump(const TreeDump& dump, std::size_t x, std::size_t child, std::size_t text,
-                 Record& record) const;
+  void read_dump(const TreeDump& dump, std::size_t x, std::size_t child, std::size_t text, Split& split,
+                 Draft& draft) const;
   void load_lane(NodeId node, const TreeDump::Child& child, std::uint32_t count, std::size_t x);
 
-  const std::uint32_t num_decisions_;
   const bool alone_;           // leaves_in_flight = 1
   const std::uint64_t draws_;  // key of all draws
   const Walks* const walks_;
@@ -195,7 +198,8 @@ class Tree {
   std::size_t log_room_ = 0;  // bytes that log_ has memory for
   TextStore texts_;
   Reservation reservation_;
-  Record scratch_;  // of expand(), whose vectors keep their memory
+  Record scratch_;  // of expand(), whose vectors keep their memory, like the next one's
+  Draft draft_;
   std::string_view root_state_;
   std::size_t nodes_ = 1;
   std::uint64_t text_bytes_;

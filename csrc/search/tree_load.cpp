@@ -1,4 +1,5 @@
 // A tree from its dump. Dumps come from files: everything a walk relies on is checked.
+#include <algorithm>
 #include <bit>
 #include <cmath>
 
@@ -27,41 +28,41 @@ class Checker {
 
 }  // namespace
 
-// Fills `record` with expansion x of `dump`, its rows beginning at `child`, `text` and x * k.
-void Tree::read_dump(const TreeDump& dump, std::size_t x, std::size_t child, std::size_t text,
-                     Record& record) const {
+// Fills `split` and `draft` with expansion x of `dump`, its rows beginning at `child`, `text` and x * k.
+void Tree::read_dump(const TreeDump& dump, std::size_t x, std::size_t child, std::size_t text, Split& split,
+                     Draft& draft) const {
   const Checker check(x);
   const TreeDump::Expansion& expansion = dump.expansions[x];
   const std::uint32_t k = format_.k;
   check(expansion.children >= 1 && expansion.children <= k, "it must have between 1 and k children");
   check(dump.children.size() - child >= expansion.children, "children are missing");
   check(expansion.reused <= k && dump.texts.size() - text >= k - expansion.reused, "texts are missing");
-  const auto of_expansion = [&](const auto& rows) {
-    return rows.begin() + static_cast<std::ptrdiff_t>(x * k);
-  };
-  record.simulation = expansion.simulation;
-  record.reused = expansion.reused;
-  record.values.assign(of_expansion(dump.values), of_expansion(dump.values) + k);
-  record.child_of.assign(of_expansion(dump.child_of), of_expansion(dump.child_of) + k);
+  const auto child_of = dump.child_of.begin() + static_cast<std::ptrdiff_t>(x * k);
+  split.child_of.assign(child_of, child_of + k);
   const auto texts = dump.texts.begin() + static_cast<std::ptrdiff_t>(text);
-  record.texts.assign(texts, texts + (k - expansion.reused));
-  for (double value : record.values)
-    check(std::abs(value) <= kLargestScore, "a value is not finite or beyond 1e200");
-  record.children.clear();
+  split.texts.assign(expansion.reused, Text{});
+  split.texts.insert(split.texts.end(), texts, texts + (k - expansion.reused));
+  split.children.clear();
+  draft.visible.clear();
+  std::vector<double> scores;
   for (std::uint32_t i = 0; i < k; ++i) {
-    const std::uint32_t to = record.child_of[i];
-    check(to <= record.children.size() && to < expansion.children,
+    check(std::abs(dump.values[x * k + i]) <= kLargestScore, "a value is not finite or beyond 1e200");
+    const std::uint32_t to = split.child_of[i];
+    check(to <= split.children.size() && to < expansion.children,
           "children must be in the order of completions");
-    if (to == record.children.size()) {
+    if (to == split.children.size()) {
       const TreeDump::Child& row = dump.children[child + to];
-      record.children.push_back({row.length, 0, i, row.terminal, row.visible, row.V});
+      split.children.push_back({i, row.length, 0, row.terminal});
+      draft.visible.push_back(row.visible ? 1 : 0);
+      scores.push_back(row.V);
     }
-    ++record.children[to].count;
+    ++split.children[to].count;
   }
-  check(record.children.size() == expansion.children, "a child has no completion");
-  std::uint32_t visible = 0;
-  for (const Record::Child& row : record.children) visible += row.visible;
-  check(visible == std::min(expansion.children, num_decisions_), "the number of visible children is wrong");
+  check(split.children.size() == expansion.children, "a child has no completion");
+  const auto visible = std::count(draft.visible.begin(), draft.visible.end(), std::uint8_t{1});
+  check(static_cast<std::uint32_t>(visible) == std::min(expansion.children, format_.num_decisions),
+        "the number of visible children is wrong");
+  write_tail(format_, split, expansion.reused, scores, draft);
 }
 
 // Puts a child's numbers into its lane.
@@ -97,7 +98,8 @@ Tree::Tree(const SearchParams& params, std::uint64_t seed, std::uint64_t stream,
     throw Error("the root's visits do not fit its expansions");
   rows_.N(kRoot) = dump.root_N;
   rows_.W(kRoot) = dump.root_W;
-  Record record;
+  Record parent;
+  Split split;
   std::size_t child = 0;
   std::size_t text = 0;
   for (std::size_t x = 0; x < dump.expansions.size(); ++x) {
@@ -107,22 +109,22 @@ Tree::Tree(const SearchParams& params, std::uint64_t seed, std::uint64_t stream,
           "its parent must come first");
     NodeId node = kRoot;
     if (x > 0) {
-      read(expansion.parent + 1, record);
-      check(expansion.child < record.children.size() && record.children[expansion.child].visible,
+      read(expansion.parent + 1, parent);
+      check(expansion.child < parent.children.size() && parent.children[expansion.child].visible,
             "it is of a child that is not visible");
-      node = lane_of_child(expansion.parent + 1, record, expansion.child);
+      node = lane_of_child(expansion.parent + 1, parent, expansion.child);
       check(code(node) == (kLeaf | lane(node)),
             "it is of a node that is terminal, unvisited or expanded already");
       check(rows_.N(node) > 0, "it is of a node without visits");
     }
-    check(expansion.reused == (x > 0 && format_.reuse ? record.children[expansion.child].count : 0),
+    check(expansion.reused == (x > 0 && format_.reuse ? parent.children[expansion.child].count : 0),
           "the number of reused completions is wrong");
-    read_dump(dump, x, child, text, record);
-    std::size_t copied = 0;
-    for (const Text& row : record.texts) copied += row.owner == nullptr ? row.size : 0;
-    reserve(record.texts.size());
-    texts_.reserve(copied);
-    append_record(record);
+    read_dump(dump, x, child, text, split, draft_);
+    reserve(split.texts.size());
+    texts_.reserve(draft_.copied);
+    const std::span<const double> values = std::span(dump.values).subspan(x * k, k);
+    append_record(expansion.simulation, split, values.first(expansion.reused),
+                  values.subspan(expansion.reused), draft_);
     const auto e = static_cast<std::uint32_t>(links_.size());
     open_expansion(node);
     NodeId next_lane = e << rows_.lane_shift();
@@ -131,10 +133,10 @@ Tree::Tree(const SearchParams& params, std::uint64_t seed, std::uint64_t stream,
       check(std::abs(row.W) <= kLargestSum && std::abs(row.V) <= kLargestScore,
             "a child's values are out of range");
       if (row.visible) {
-        load_lane(next_lane++, row, record.children[i].count, x);
+        load_lane(next_lane++, row, split.children[i].count, x);
         continue;
       }
-      const std::uint32_t N = format_.scored ? record.children[i].count : 0;
+      const std::uint32_t N = format_.scored ? split.children[i].count : 0;
       check(row.N == N && same_bits(row.W, repeated(row.V, N)) && (format_.scored || same_bits(row.V, 0)),
             "the statistics of a child that is not visible changed");
     }
