@@ -67,7 +67,7 @@ def test_labelled_attacks_beside_the_tests(verifier: Verifier) -> None:
     rows = [r for r in rows if r["format"] == "unittest"]
     for row in rows:
         code = row["problem"]["test"].replace(
-            "    def test", "    @patch.dict('os.environ', {})\n    def test"
+            "    def test", "    @patch('os.sep', '/')\n    def test"
         )
         row["problem"]["test"] = "from unittest.mock import patch\n" + code
     verdicts = verifier.verify([(_problem(r), r["code"]) for r in rows])

@@ -324,14 +324,14 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def test_there_are_enough() -> None:
     assert len({a.name for a in ATTACKS}) == len(ATTACKS)
-    assert sum(not a.passes for a in ATTACKS) >= 150
-    assert sum(a.passes for a in ATTACKS) >= 25
+    assert sum(not a.passes for a in ATTACKS) >= 250
+    assert sum(a.passes for a in ATTACKS) >= 40
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda a: a.name)
 def test_every_program_gets_its_verdict(run: Run, attack: Attack) -> None:
     verdict = run.verdicts[attack.name]
-    if attack.kind == "files" and "tier1" not in run.isolation:
+    if attack.passes and attack.kind in ("files", "shared") and "tier1" not in run.isolation:
         pytest.skip("only namespaces give a candidate a place to write to")
     assert verdict.reward is not None, verdict
     assert verdict.passed == attack.passes, verdict

@@ -322,7 +322,7 @@ def test_a_hanging_method_ends_and_the_rest_goes_on(hasty: Verifier) -> None:
 # Programs that attack tests they share a process with: none of them solves the task.
 IMPORTS = "import unittest, os\nfrom unittest.mock import patch\n"
 GUARDED = TESTS.replace("import unittest\n", IMPORTS).replace(
-    "    def ", "    @patch.dict(os.environ, {})\n    def "
+    "    def ", "    @patch('os.sep', '/')\n    def "
 )
 FRAME = "import sys\ndef task_func(text):\n    me = sys._getframe(1).f_locals['self']\n"
 BODY = (
@@ -382,7 +382,7 @@ def test_the_control_run_sees_what_the_guard_does_not(verifier: Verifier) -> Non
         "def task_func(text):\n    sys._getframe(1).f_globals['want'] = Same()\n    return None\n"
     )
     tests = IMPORTS + (
-        "want = {'a': 1}\nclass TestCases(unittest.TestCase):\n    @patch.dict(os.environ, {})\n"
+        "want = {'a': 1}\nclass TestCases(unittest.TestCase):\n    @patch('os.sep', '/')\n"
         "    def test_one(self):\n        got = task_func('a')\n        assert got == want\n"
     )
     cheat, right = judge(verifier, unit(tests, COUNT), program, COUNT)

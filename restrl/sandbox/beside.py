@@ -165,7 +165,9 @@ def split(settings: dict[str, Any], job: dict[str, Any]) -> None:
     try:
         for source in job["prefix"]:
             _load(source, names)
-        names[job["entry_point"]] = Mirror(link, job["shares"]).function(job["entry_point"])
+        # Without namespaces both see the machine's files, and may write none.
+        shares = [what for what in job["shares"] if what != "files" or settings["namespaces"]]
+        names[job["entry_point"]] = Mirror(link, shares).function(job["entry_point"])
         _load(job["code"], names)
     except BaseException as error:
         if link.stop is not None or isinstance(error, plain.Unserialisable) or error in link.raised:

@@ -26,7 +26,7 @@ _LOAD_SECONDS = 20.0  # for test code that imports large packages
 _TAMPERED = "a wrong implementation passes beside this program: it changed the tests"
 _FORGED = "it does not fail tests that expect something wrong: it forges outcomes"
 _CONTROLS = 2  # runs with mistakes in the tests, of what passed beside the program
-_TRIES = 6  # runs of the reference solution in search of places for mistakes
+_TRIES = 4  # runs of the reference solution in search of places for mistakes
 
 # In a candidate: runs what DS-1000's tests give to `exec`, and hands out its variables one by one.
 _RUNNER = f"""\
@@ -88,7 +88,6 @@ def _plan(item: Item) -> dict[str, Any]:
             item.begin_reference()
             outcomes = _run(item, "split", tests["reference"], apart, [])
             guarded += [m for m in apart if outcomes[m][0] != "passed"]
-            open("/tmp/plan.log","a").write("".join(f"{m} {outcomes[m]}\n" for m in apart if outcomes[m][0] != "passed"))  # DEBUG
     controls: list[str] = []
     places: dict[str, list[int]] = {}
     if guarded:

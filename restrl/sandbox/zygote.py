@@ -198,10 +198,11 @@ class Candidate:
 
 def _let_go(names: dict[str, Any]) -> None:
     """What the end of an interpreter does to a module: files are flushed, objects that end say so."""
-    for private in (True, False):
-        for name in list(names):
-            if name.startswith("_") is private and name not in ("__builtins__", "__name__"):
-                names[name] = None
+    used_by_others = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
+    for name, value in list(names.items()):
+        if not (name.startswith("__") or isinstance(value, used_by_others)):
+            del value
+            names[name] = None
 
 
 def _let_open_stdin() -> None:
