@@ -22,9 +22,7 @@ def verifier() -> Iterator[Verifier]:
 
 
 def unit(code: str, reference: str | None = None) -> Problem:
-    return problem(
-        Unittest(code=code, entry_point="task_func"), reference, "def task_func(x):\n    pass\n"
-    )
+    return problem(Unittest(code=code, entry_point="task_func"), reference, "def task_func(x):\n    pass\n")
 
 
 ENVIRON = "import os\ndef task_func(name):\n    return os.environ.get(name, 'none')\n"

@@ -1,13 +1,13 @@
 """What changed below `/tmp`, as plain data: tests and program in different processes see the same files.
 
-Its text is also part of the program that runs there (mirror.py), so it imports nothing of restrl. Regular files
-and directories travel, no links: nothing that is written here leads out of `/tmp`.
+Its text is also part of the program that runs there (mirror.py), so it imports nothing of restrl. Regular
+files and directories travel, no links: nothing that is written here leads out of `/tmp`.
 """
 
 import os
 import stat
 
-ROOT = "/tmp"  # noqa: S108  of its own, for every process
+ROOT = "/tmp"  # every process has its own
 _MOST_BYTES = 8 << 20
 
 
@@ -53,7 +53,7 @@ def changes(before):  # type: ignore[no-untyped-def]
 
 
 def apply(gone, written):  # type: ignore[no-untyped-def]
-    """Make the same changes here. Returns the listing afterwards. Raises ValueError for paths that lead out."""
+    """Make the same changes here; the listing afterwards. Raises ValueError for paths that lead out."""
     for path in gone:
         full = _inside(path)
         try:

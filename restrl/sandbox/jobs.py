@@ -192,8 +192,17 @@ _SHARED_PATCHES = {"patch.dict": ("os.environ", "environ"), "patch": ("sys.stdou
 
 # With one of these, a file that a program wrote could run code where it is read.
 _RUN_FILES = {"pickle", "read_pickle", "joblib", "dill", "shelve", "marshal", "importlib", "runpy", "ctypes"}
-_WORD = re.compile(r"\w+")
-_RUN_FILES |= {"exec", "eval", "torch", "yaml", "cloudpickle", "allow_pickle", "spec_from_file_location"}
+_WORD = re.compile(r"sys\.path|\w+")
+_RUN_FILES |= {
+    "sys.path",
+    "exec",
+    "eval",
+    "torch",
+    "yaml",
+    "cloudpickle",
+    "allow_pickle",
+    "spec_from_file_location",
+}
 
 
 def _files(code: str) -> set[str]:
@@ -217,7 +226,8 @@ def _words(node: ast.AST) -> set[str]:
         assert isinstance(node, ast.Call)
         rest = [*node.args[1:], *(k.value for k in node.keywords)]
         return set().union({shared}, *map(_words, rest))
-    own = {node.id} if isinstance(node, ast.Name) else {node.attr} if isinstance(node, ast.Attribute) else set()
+    own = {node.id} if isinstance(node, ast.Name) else set()
+    own |= {node.attr} if isinstance(node, ast.Attribute) else set()
     return set().union(own, *map(_words, ast.iter_child_nodes(node)))
 
 

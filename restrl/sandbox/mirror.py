@@ -175,7 +175,8 @@ class Remote(Handle):
 
     def __init__(self, handle: Handle, mirror: Mirror) -> None:
         super().__init__(handle._link, handle._number, handle._callable, handle._kind)
-        self._mirror, self._known = mirror, None
+        self._mirror = mirror
+        self._known: type | None = None
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:

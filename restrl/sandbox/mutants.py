@@ -32,6 +32,8 @@ _OPPOSITE |= {value: key for key, value in _OPPOSITE.items() if key != "assert_c
 _SAME = ("assertListEqual", "assertDictEqual", "assertTupleEqual", "assertSetEqual", "assertMultiLineEqual")
 _OPPOSITE |= dict.fromkeys(_SAME, "assertNotEqual")
 _EQUAL = ("assertEqual", *_SAME)
+_BOUNDS = ("assertGreater", "assertGreaterEqual", "assertLess", "assertLessEqual")
+_EXACT = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot, ast.In, ast.NotIn)
 _RAISES = ("assertRaises", "assertRaisesRegex")
 _UNLIKELY = ("BufferError", "EOFError", "FloatingPointError", "ConnectionAbortedError", "ProcessLookupError")
 _LETTERS = (string.ascii_lowercase, string.ascii_uppercase, string.digits)
@@ -42,8 +44,8 @@ def places(code: str, methods: list[str], entry_point: str) -> dict[str, tuple[l
     tree = ast.parse(code)
     number = {id(node): i for i, node in enumerate(ast.walk(tree))}
     found: dict[str, tuple[list[int], list[int]]] = {}
-    for node in tree.body:
-        for method in node.body if isinstance(node, ast.ClassDef) else ():
+    for node in (n for n in tree.body if isinstance(n, ast.ClassDef)):
+        for method in node.body:
             if not isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
             name = f"{node.name}.{method.name}"
@@ -68,9 +70,10 @@ def _straight(body: list[ast.stmt]) -> list[ast.stmt]:
     found: list[ast.stmt] = []
     for statement in body:
         found.append(statement)
-        if isinstance(statement, ast.With | ast.AsyncWith) and not any(
-            _called(item.context_expr).startswith(("assert", "suppress", "subTest")) for item in statement.items
-        ):
+        if not isinstance(statement, ast.With | ast.AsyncWith):
+            continue
+        entered = [_called(item.context_expr) for item in statement.items]
+        if not any(name.startswith(("assert", "suppress", "subTest")) for name in entered):
             found += _straight(statement.body)
     return found
 
@@ -84,7 +87,7 @@ def _called(node: ast.AST) -> str:
 
 def _literal(node: ast.AST) -> bool:
     try:
-        ast.literal_eval(node)  # type: ignore[arg-type]
+        ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return False
     return True
@@ -114,16 +117,23 @@ def _sure(method: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.AST]:
 
 
 def _perhaps(method: ast.FunctionDef | ast.AsyncFunctionDef, entry_point: str) -> list[ast.AST]:
-    """Constants that are not given to the program: in assertions first."""
-    asserts = [
-        n for n in ast.walk(method) if isinstance(n, ast.Assert) or _called(n).startswith("assert")
-    ]
-    given = {id(n) for c in ast.walk(method) if _called(c) == entry_point for n in ast.walk(c)}
+    """Constants in assertions, then others; none that are given to the program, nor bounds: those it may keep
+    as well with a mistake.
+    """
+    asserts = [n for n in ast.walk(method) if isinstance(n, ast.Assert) or _called(n).startswith("assert")]
+    whole = [c for c in ast.walk(method) if _called(c) in (entry_point, *_BOUNDS) or _is_bound(c)]
+    given = {id(n) for c in whole for n in ast.walk(c)}
     nodes = [n for a in asserts for n in ast.walk(a)]
     nodes += [n for statement in method.body for n in ast.walk(statement) if not _is_text(statement)]
     wanted = {id(n): n for n in nodes if _can_change(n) and id(n) not in given}
     opposites = [a for a in asserts if isinstance(a, ast.Assert) or _called(a) in _OPPOSITE]
     return [*wanted.values(), *opposites]
+
+
+def _is_bound(node: ast.AST) -> bool:
+    if isinstance(node, ast.keyword):
+        return node.arg in ("places", "delta", "msg")
+    return isinstance(node, ast.Compare) and not all(isinstance(op, _EXACT) for op in node.ops)
 
 
 def _is_text(statement: ast.stmt) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-VERSION = 5  # of the verifier; part of every cache key: raise it when a verdict could change
+VERSION = 6  # of the verifier; part of every cache key: raise it when a verdict could change
 
 TIERS: dict[str, dict[str, bool]] = {
     "tier1+tier2": {"namespaces": True, "landlock": True, "seccomp": True},

@@ -187,8 +187,8 @@ class Candidate:
             if sys.stdout is not None:
                 sys.stdout.flush()
             _let_go(self.names)
-            for stream in (sys.stdout, sys.__stdout__):
-                with contextlib.suppress(Exception):  # none, closed, or of classes that are gone
+            for stream in filter(None, (sys.stdout, sys.__stdout__)):
+                with contextlib.suppress(Exception):  # closed, or of classes that are gone
                     stream.flush()
         except BaseException as error:
             self._send_error(error, "raise")
