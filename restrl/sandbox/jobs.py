@@ -192,17 +192,8 @@ _SHARED_PATCHES = {"patch.dict": ("os.environ", "environ"), "patch": ("sys.stdou
 
 # With one of these, a file that a program wrote could run code where it is read.
 _RUN_FILES = {"pickle", "read_pickle", "joblib", "dill", "shelve", "marshal", "importlib", "runpy", "ctypes"}
+_RUN_FILES |= {"sys.path", "exec", "eval", "torch", "yaml", "cloudpickle", "allow_pickle"}
 _WORD = re.compile(r"sys\.path|\w+")
-_RUN_FILES |= {
-    "sys.path",
-    "exec",
-    "eval",
-    "torch",
-    "yaml",
-    "cloudpickle",
-    "allow_pickle",
-    "spec_from_file_location",
-}
 
 
 def _files(code: str) -> set[str]:
