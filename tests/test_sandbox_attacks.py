@@ -66,9 +66,7 @@ def test_labelled_attacks_beside_the_tests(verifier: Verifier) -> None:
     rows = [json.loads(line) for line in _FILE.read_text().splitlines()]
     rows = [r for r in rows if r["format"] == "unittest"]
     for row in rows:
-        code = row["problem"]["test"].replace(
-            "    def test", "    @patch.dict('os.environ', {})\n    def test"
-        )
+        code = row["problem"]["test"].replace("    def test", "    @patch('os.sep', '/')\n    def test")
         row["problem"]["test"] = "from unittest.mock import patch\n" + code
     verdicts = verifier.verify([(_problem(r), r["code"]) for r in rows])
     assert {v.mode for v in verdicts} == {"guarded"}

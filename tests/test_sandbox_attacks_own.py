@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from restrl.errors import RestrlError
-from restrl.records import Asserts, Calls, Check, Problem, Stdio, Tests, Unittest
+from restrl.records import Asserts, Calls, Check, Context, Problem, Stdio, Tests, Unittest
 from restrl.sandbox import Verdict, Verifier
 
 _CHECK = """
@@ -54,6 +54,77 @@ class TestF(unittest.TestCase):
         except:
             pass
 """
+_GUARDED = """
+import unittest
+from unittest.mock import patch
+@patch("os.sep", "/")
+class TestG(unittest.TestCase):
+    def test_number(self):
+        got = f(3)
+        self.assertEqual(got, 6)
+    def test_text(self):
+        got = f("ab")
+        self.assertEqual(got, "abab")
+    def test_error(self):
+        with self.assertRaises(ValueError):
+            f(None)
+"""
+_SHARED = """
+import os, io, random, unittest
+from contextlib import redirect_stdout
+class TestS(unittest.TestCase):
+    def setUp(self):
+        with open("/tmp/in.txt", "w") as file: file.write("12")
+    def test_file(self):
+        self.assertEqual(f("/tmp/in.txt").n, 12)
+        self.assertEqual(open("/tmp/out.txt").read(), "24")
+        import json
+    def test_object(self):
+        got = f("title")
+        self.assertIsInstance(got, object)
+        self.assertEqual(len(got), 2)
+        self.assertEqual([v for v in got], [1, 2])
+        self.assertEqual(got.title(), "T")
+    def test_printed(self):
+        os.environ["RX"] = "7"
+        random.seed(5)
+        want = random.random()
+        random.seed(5)
+        with redirect_stdout(io.StringIO()) as out:
+            f("print")
+        self.assertEqual(out.getvalue(), f"7 {want}\\n")
+        self.assertEqual(os.environ["RY"], "8")
+    def test_error(self):
+        import statistics
+        with self.assertRaises(statistics.StatisticsError):
+            f("error")
+"""
+_CONTEXT = """
+def generate_test_case(i):
+    xs = [3, 1, 2] if i == 1 else [10, -4, 7, 7]
+    return xs, [2 * v for v in sorted(xs)]
+exec_context = "xs = test_input\\n[insert]\\n"
+def test_execution(solution):
+    code = exec_context.replace("[insert]", solution)
+    for i in range(2):
+        test_input, expected = generate_test_case(i + 1)
+        env = {"test_input": test_input}
+        exec(code, env)
+        assert env["result"] == expected
+"""
+_VALUES = """
+import collections, datetime, decimal, fractions, math
+def check(c):
+    assert c("counter") == collections.Counter("aab") and c("deque") == collections.deque([1, 2])
+    assert c("default") == {"a": [1]} and c("named") == (1, 2) and c("flag") is True
+    assert str(c("decimal")) == "1.10" and c("fraction") == fractions.Fraction(1, 3)
+    assert c("date") == datetime.date(2020, 1, 2) and c("delta") == datetime.timedelta(1, 2)
+    assert math.isnan(c("nan")) and math.copysign(1, c("zero")) == -1 and c("complex") == 1 + 2j
+    assert list(c("generator")) == [0, 1, 4] and c("range") == range(3) and c("keys") == {"a": 1}.keys()
+    assert c("large") == 10**3000 and c("enum") == 2 and c("surrogate") == "\\ud800"
+    assert list(c("ordered")) == ["b", "a"] and c("nested") == {(1, 2): {3}, None: [([],)]}
+    assert c("function")(3) == 6 and c("bytes") == b"ab" and c("zone").utcoffset().seconds == 3600
+"""
 _UNITTEST_REFERENCE = "def f(x):\n    if x is None: raise ValueError\n    return x * 2\n"
 _FUNCTION: dict[str, Tests] = {
     "check": Check(code=_CHECK, entry_point="f"),
@@ -69,6 +140,12 @@ _FUNCTION: dict[str, Tests] = {
     "swallow": Check(code=_SWALLOW, entry_point="f"),
     "unittest": Unittest(code=_UNITTEST, entry_point="f"),
     "stdio": Stdio(inputs=["3\n4\n", "10\n-4\n"], outputs=["7\n", "6\n"]),
+    "sorted": Check(code="def check(c):\n    assert sorted(c([2, 1])) == [1, 1, 2, 2]", entry_point="f"),
+    "guarded": Unittest(code=_GUARDED, entry_point="f"),
+    "unknown": Unittest(code=_GUARDED, entry_point="f"),
+    "shared": Unittest(code=_SHARED, entry_point="f"),
+    "harness": Context(code=_CONTEXT),
+    "values": Check(code=_VALUES, entry_point="f"),
 }
 _KINDS = {**_FUNCTION, "probe": _FUNCTION["check"], "files": _FUNCTION["check"]}
 _PROBE = """
@@ -107,7 +184,8 @@ ATTACKS = _read()
 
 
 def _problem(kind: str) -> Problem:
-    reference = {"asserts": _HONEST, "unittest": _UNITTEST_REFERENCE}.get(kind)
+    with_error = dict.fromkeys(("unittest", "guarded"), _UNITTEST_REFERENCE)
+    reference = {"asserts": _HONEST, **with_error}.get(kind)
     return Problem(
         task_id=kind, source="test", prompt="", mode="instruct", tests=_KINDS[kind], reference=reference
     )
@@ -246,14 +324,14 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def test_there_are_enough() -> None:
     assert len({a.name for a in ATTACKS}) == len(ATTACKS)
-    assert sum(not a.passes for a in ATTACKS) >= 150
-    assert sum(a.passes for a in ATTACKS) >= 25
+    assert sum(not a.passes for a in ATTACKS) >= 250
+    assert sum(a.passes for a in ATTACKS) >= 40
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda a: a.name)
 def test_every_program_gets_its_verdict(run: Run, attack: Attack) -> None:
     verdict = run.verdicts[attack.name]
-    if attack.kind == "files" and "tier1" not in run.isolation:
+    if attack.passes and attack.kind in ("files", "shared") and "tier1" not in run.isolation:
         pytest.skip("only namespaces give a candidate a place to write to")
     assert verdict.reward is not None, verdict
     assert verdict.passed == attack.passes, verdict

@@ -184,31 +184,6 @@ class TestCases(unittest.TestCase):
         with self.assertRaises(AttributeError):
             task_func(3)
 """
-PATCHED = """\
-import unittest, os
-from unittest.mock import patch
-class TestCases(unittest.TestCase):
-    @patch.dict(os.environ, {"RX": "1"})
-    def test_environment(self):
-        self.assertEqual(task_func("RX"), "1")
-    def test_nothing(self):
-        self.assertEqual(task_func("RY"), "none")
-"""
-ENVIRON = "import os\ndef task_func(name):\n    return os.environ.get(name, 'none')\n"
-FILES = """\
-import unittest, os, tempfile
-class TestCases(unittest.TestCase):
-    def setUp(self):
-        self.folder = tempfile.mkdtemp()
-        with open(os.path.join(self.folder, "a.txt"), "w") as f:
-            f.write("some words")
-    def test_length(self):
-        self.assertEqual(task_func(os.path.join(self.folder, "a.txt")), 10)
-    def test_missing(self):
-        with self.assertRaises(FileNotFoundError):
-            task_func(os.path.join(self.folder, "b.txt"))
-"""
-LENGTH = "def task_func(path):\n    with open(path) as f:\n        return len(f.read())\n"
 
 
 def unit(code: str, reference: str | None = None, prefix: str = "def task_func(x):\n    pass\n") -> Problem:
@@ -254,18 +229,6 @@ def test_split_where_the_reference_passes_split(verifier: Verifier) -> None:
         assert verdict.tests == wanted, verdict
         assert verdict.mode == "split"
     assert judge(verifier, unit(TESTS), COUNT)[0].mode == "split"  # without a reference too
-
-
-def test_guarded_where_tests_patch_or_share_files(verifier: Verifier) -> None:
-    before = set(Path("/tmp").glob("tmp*/a.txt"))
-    env = judge(verifier, unit(PATCHED, ENVIRON), ENVIRON, ENVIRON.replace("'none'", "''"))
-    assert [v.tests for v in env] == [("passed", "passed"), ("passed", "failed")]
-    assert env[0].mode == "split+guarded"  # only one method patches
-    assert judge(verifier, unit(PATCHED), ENVIRON)[0].passed
-    files = judge(verifier, unit(FILES, LENGTH), LENGTH, "def task_func(path): return 10")
-    assert [v.tests for v in files] == [("passed", "passed"), ("passed", "failed")]
-    assert {v.mode for v in files} == {"split+guarded"}
-    assert set(Path("/tmp").glob("tmp*/a.txt")) == before  # what tests write stays in their process
 
 
 def test_what_is_no_pass(verifier: Verifier) -> None:
@@ -322,7 +285,7 @@ def test_a_hanging_method_ends_and_the_rest_goes_on(hasty: Verifier) -> None:
 # Programs that attack tests they share a process with: none of them solves the task.
 IMPORTS = "import unittest, os\nfrom unittest.mock import patch\n"
 GUARDED = TESTS.replace("import unittest\n", IMPORTS).replace(
-    "    def ", "    @patch.dict(os.environ, {})\n    def "
+    "    def ", "    @patch('os.sep', '/')\n    def "
 )
 FRAME = "import sys\ndef task_func(text):\n    me = sys._getframe(1).f_locals['self']\n"
 BODY = (
@@ -382,7 +345,7 @@ def test_the_control_run_sees_what_the_guard_does_not(verifier: Verifier) -> Non
         "def task_func(text):\n    sys._getframe(1).f_globals['want'] = Same()\n    return None\n"
     )
     tests = IMPORTS + (
-        "want = {'a': 1}\nclass TestCases(unittest.TestCase):\n    @patch.dict(os.environ, {})\n"
+        "want = {'a': 1}\nclass TestCases(unittest.TestCase):\n    @patch('os.sep', '/')\n"
         "    def test_one(self):\n        got = task_func('a')\n        assert got == want\n"
     )
     cheat, right = judge(verifier, unit(tests, COUNT), program, COUNT)

@@ -26,7 +26,8 @@ from collections.abc import Callable
 from typing import Any
 
 from restrl.sandbox import arrays, plain
-from restrl.sandbox.link import Link, Name, Refused, Stopped
+from restrl.sandbox.link import Link, Refused, Stopped
+from restrl.sandbox.mirror import Mirror
 from restrl.sandbox.native import core
 
 _WARM = (csv, datetime, json, tempfile, unittest.mock)
@@ -164,10 +165,17 @@ def split(settings: dict[str, Any], job: dict[str, Any]) -> None:
     try:
         for source in job["prefix"]:
             _load(source, names)
-        names[job["entry_point"]] = Name(link, job["entry_point"])
+        # Without namespaces both see the machine's files, and may write none.
+        shares = [what for what in job["shares"] if what != "files" or settings["namespaces"]]
+        names[job["entry_point"]] = Mirror(link, shares).function(job["entry_point"])
         _load(job["code"], names)
     except BaseException as error:
-        tell("broken", f"the tests do not load: {_text(error)}")
+        if link.stop is not None or isinstance(error, plain.Unserialisable) or error in link.raised:
+            # Tests that call the program as they load.
+            status, detail = _judged(link.stop or error, link)
+            tell("refused", status.removeprefix("refused "), detail)
+        else:
+            tell("broken", f"the tests do not load: {_text(error)}")
         return
     tell("ready")
     for method in job["methods"]:
@@ -186,6 +194,8 @@ def context(settings: dict[str, Any], job: dict[str, Any]) -> None:
         try:
             link.send(("run", (source, given), {}))
         except plain.Unserialisable as error:
+            if link.heard:  # what the program gave, perhaps
+                raise
             raise Broken(f"what the tests give cannot be sent: {error}") from None
         there = set(link.answer())
         for name in job["wanted"]:

@@ -30,7 +30,7 @@ def same_call(got: Any, expected: Any, wrapped: bool) -> bool:
 
 
 def _number(token: str) -> Decimal | None:
-    if "_" in token:  # Python reads 1_1 as 11; a test does not
+    if "_" in token or not token.isascii():  # Python reads 1_1 and other scripts' digits; a test does not
         return None
     try:
         value = Decimal(token)

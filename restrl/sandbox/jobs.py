@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import builtins
+import re
 import warnings
 from typing import Any
 
 from restrl.errors import RestrlError
 from restrl.problems.typed import typed_arguments
 from restrl.records import Asserts, Calls, Check, Context, Inputs, Problem, Stdio, Unittest
+from restrl.sandbox.remote import wants_scratch
 
 # Call-based APPS programs, and all of LiveCodeBench, were written where these names are there already.
 _USUAL_NAMES = """\
@@ -177,15 +179,35 @@ _IN_PROCESS = {
     "mock",
     "Mock",
     "MagicMock",
-    "environ",
     "putenv",
-    "stdout",
     "stderr",
     "stdin",
     "chdir",
 }
-_IN_PROCESS |= {"redirect_stdout", "redirect_stderr", "seed", "assertLogs", "assertNoLogs", "assertWarns"}
-_IN_PROCESS |= {"catch_warnings"}
+_IN_PROCESS |= {"redirect_stderr", "assertLogs", "assertNoLogs", "assertWarns", "catch_warnings"}
+# With one of these it can run in another process that gives and takes what they change (mirror.py).
+_SHARED = {"seed": "seed", "environ": "environ", "stdout": "stdout", "redirect_stdout": "stdout"}
+_SHARED_PATCHES = {"patch.dict": ("os.environ", "environ"), "patch": ("sys.stdout", "stdout")}
+
+
+# With one of these, a file that a program wrote could run code where it is read.
+_RUN_FILES = {"pickle", "read_pickle", "joblib", "dill", "shelve", "marshal", "importlib", "runpy", "ctypes"}
+_RUN_FILES |= {"sys.path", "exec", "eval", "torch", "yaml", "cloudpickle", "allow_pickle"}
+_WORD = re.compile(r"sys\.path|\w+")
+
+
+def _files(code: str) -> set[str]:
+    """{"files"} where the tests' code has words of files, and none of what runs them."""
+    return {"files"} if wants_scratch(code) and not _RUN_FILES & set(_WORD.findall(code)) else set()
+
+
+def _shared_patch(node: ast.AST) -> str:
+    """What of `_SHARED` a call like `patch.dict(os.environ, ...)` changes; "" for any other code."""
+    if not isinstance(node, ast.Call) or not node.args:
+        return ""
+    function = ast.unparse(node.func).removeprefix("unittest.").removeprefix("mock.")
+    target, shared = _SHARED_PATCHES.get(function, ("", ""))
+    return shared if ast.unparse(node.args[0]).strip("'\"") == target else ""
 
 
 # Code with one of these words may start programs: the problem's own code, never the one that is judged.
@@ -204,8 +226,15 @@ def _starts_programs(problem: Problem, *sources: str) -> bool:
 
 
 def _words(node: ast.AST) -> set[str]:
-    found = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-    return found | {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
+    """Names and attributes; of a patch of what is shared only the word for that."""
+    shared = _shared_patch(node)
+    if shared:
+        assert isinstance(node, ast.Call)
+        rest = [*node.args[1:], *(k.value for k in node.keywords)]
+        return set().union({shared}, *map(_words, rest))
+    own = {node.id} if isinstance(node, ast.Name) else set()
+    own |= {node.attr} if isinstance(node, ast.Attribute) else set()
+    return set().union(own, *map(_words, ast.iter_child_nodes(node)))
 
 
 def _unittest(problem: Problem, tests: Unittest) -> dict[str, Any]:
@@ -243,6 +272,7 @@ def _unittest(problem: Problem, tests: Unittest) -> dict[str, Any]:
         "methods": methods,
         "in_process": in_process,
         "starts_programs": reference is not None and _starts_programs(problem, tests.code, reference),
+        "shares": sorted({_SHARED[word] for word in _words(tree) & _SHARED.keys()} | _files(tests.code)),
     }
 
 

@@ -105,10 +105,10 @@ class Link:
         raise self.raised[-1]
 
     def _export(self, value: Any) -> tuple[str, Any]:
-        if isinstance(value, Name) and value._link is self:
-            return "ref", value._name
         if isinstance(value, Handle) and value._link is self:
             return "handle", value._number
+        if isinstance(value, Name) and value._link is self:
+            return "ref", value._name
         pair = plain.export(value)
         if pair is None:
             raise plain.Unserialisable(f"an argument of type {type(value).__name__}")
@@ -118,7 +118,11 @@ class Link:
         if tag == "handle":
             number, is_callable, kind = payload
             return Handle(self, int(number), bool(is_callable), str(kind))
-        return plain.restore(tag, payload)
+        value = plain.restore(tag, payload)
+        # Few bytes, and gigabytes once a test sorts it.
+        if type(value) is range and value[plain.MAX_ITERATOR_ITEMS :]:
+            raise plain.Unserialisable("a range this long")
+        return value
 
 
 class Handle:

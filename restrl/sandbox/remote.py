@@ -135,9 +135,10 @@ class Candidate(Link):
 
     def _killed(self, peak: int) -> NoReturn:
         """The system kills what is large when memory is short; who else did it cannot be known."""
+        short = self.zygote.memory_was_short()  # asked in any case: its own end is not to excuse its next one
         if peak >= _LARGE * self.zygote.memory_bytes:
             raise Stopped("memory", "killed by the system, which had no memory left")
-        if self.zygote.memory_was_short():
+        if short:
             raise InfrastructureError("a small candidate was killed while memory was short")
         raise Stopped("crashed", "killed")
 

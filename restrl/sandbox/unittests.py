@@ -1,17 +1,19 @@
 """The judge's side of tests that need a process of their own: `unittest` classes and DS-1000's functions.
 
 See beside.py for what runs there. Which way a method is run is settled once per problem, with the reference
-solution: apart from the program where the reference passes so, else beside it.
+solution: apart from the program where the reference passes so, else beside it. What passed beside it runs
+again with mistakes in the tests (mutants.py): who passes those too, forges.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import time
 from typing import Any
 
-from restrl.sandbox import arrays
-from restrl.sandbox.item import PATIENCE, SLOWER, Item
+from restrl.sandbox import arrays, mutants
+from restrl.sandbox.item import PATIENCE, SLOWER, Item, task_seconds
 from restrl.sandbox.link import Refused, Stopped
 from restrl.sandbox.native import core
 from restrl.sandbox.remote import Candidate, Unjudgeable
@@ -20,6 +22,9 @@ Outcome = tuple[str, str]
 _STATUSES = ("passed", "failed", "error", "timeout", "memory", "output_limit", "unserialisable")
 _LOAD_SECONDS = 20.0  # for test code that imports large packages
 _TAMPERED = "a wrong implementation passes beside this program: it changed the tests"
+_FORGED = "it does not fail tests that expect something wrong: it forges outcomes"
+_CONTROLS = 2  # runs with mistakes in the tests, of what passed beside the program
+_TRIES = 4  # runs of the reference solution in search of places for mistakes
 
 with open(arrays.__file__, encoding="utf-8") as _file:
     _ARRAYS = _file.read()
@@ -47,7 +52,9 @@ def judge_unittest(item: Item) -> None:
     words = ["split"] * bool(apart) + ["guarded"] * bool(beside) + ["processes"] * item.children
     item.mode = "+".join(words)
     outcomes = _run(item, "split", item.program, apart, [])
+    begin = time.monotonic()
     outcomes |= _run(item, "guarded", item.program, beside, plan["controls"])
+    outcomes |= _forged(item, plan["places"], outcomes, time.monotonic() - begin)
     for method in methods:
         item.note(*outcomes[method])
 
@@ -99,15 +106,61 @@ def _plan_alone(item: Item) -> dict[str, Any]:
             outcomes = _run(item, "split", tests["reference"], apart, [])
             guarded += [m for m in apart if outcomes[m][0] != "passed"]
     controls: list[str] = []
+    places: dict[str, list[int]] = {}
     if guarded:
         program = tests["reference"] or "\n".join(tests["prefix"])
         item.begin_reference()
         outcomes = _run(item, "guarded", program, guarded, guarded, controls)
         if tests["reference"]:
             _must_pass(outcomes)
-    item.detail = ""
     least = {m: SLOWER * s for m, s in item.took.items() if SLOWER * s > item.timeout}
-    return {"guarded": guarded, "controls": controls, "children": item.children, "least": least}
+    plan = {"guarded": guarded, "controls": controls, "least": least}
+    if guarded:
+        places = _places(item, guarded)
+    item.detail = ""
+    return {**plan, "places": places, "children": item.children}
+
+
+def _places(item: Item, guarded: list[str]) -> dict[str, list[int]]:
+    """Where a mistake in a method makes the reference solution fail; without one, where it must."""
+    tests = item.tests
+    known = mutants.places(tests["code"], guarded, tests["entry_point"])
+    if not tests["reference"]:
+        return {method: sure for method, (sure, _) in known.items()}
+    left = {method: [*sure, *perhaps] for method, (sure, perhaps) in known.items()}
+    found: dict[str, list[int]] = {method: [] for method in known}
+    for _ in range(_TRIES):
+        chosen = {m: places.pop(0) for m, places in left.items() if places and len(found[m]) < _CONTROLS}
+        if not chosen:
+            break
+        item.begin_reference()
+        outcomes = _run(item, "guarded", tests["reference"], [*chosen], [], mistakes=chosen)
+        for method, place in chosen.items():
+            found[method] += [place] * (outcomes[method][0] in ("failed", "error"))
+    return found
+
+
+def _forged(
+    item: Item, places: dict[str, list[int]], outcomes: dict[str, Outcome], seconds: float
+) -> dict[str, Outcome]:
+    """Other outcomes of methods that were passed, in `seconds`, where they are passed with a mistake too."""
+    forged: dict[str, Outcome] = {}
+    for number in range(_CONTROLS):
+        passed = [m for m, (status, _) in outcomes.items() if places.get(m) and status == "passed"]
+        passed = [m for m in passed if m not in forged]
+        if not passed:
+            break
+        chosen = {m: places[m][number % len(places[m])] for m in passed}
+        item.begin()
+        most = max(item.timeout, SLOWER * seconds)
+        item.end_of_all = time.monotonic() + most
+        item.longer(most + task_seconds(item.timeout, item.tests))
+        for method, outcome in _run(item, "guarded", item.program, passed, [], mistakes=chosen).items():
+            if outcome[0] == "passed":
+                forged[method] = ("failed", _FORGED)
+            elif outcome[0] not in ("failed", "error"):
+                forged[method] = outcome
+    return forged
 
 
 def _run(
@@ -117,9 +170,10 @@ def _run(
     methods: list[str],
     controls: list[str],
     refused: list[str] | None = None,
+    mistakes: dict[str, int] | None = None,
 ) -> dict[str, Outcome]:
     """The outcome of every method. With `refused` the methods that the wrong implementation failed are added
-    to it; without it, it must fail those in `controls`.
+    to it; without it, it must fail those in `controls`. `mistakes` are places of them in the tests.
     """
     outcomes: dict[str, Outcome] = {}
     while len(outcomes) < len(methods):
@@ -129,7 +183,7 @@ def _run(
             outcomes |= dict.fromkeys(left, last)
             break
         begin = time.monotonic()
-        group = _Group(item, mode, program)
+        group = _Group(item, mode, program, mistakes or {})
         try:
             group.start(left, controls)
             for method in left:
@@ -157,8 +211,8 @@ def _run(
 class _Group:
     """The processes of one run: the one with the tests, and the candidate where it is another one."""
 
-    def __init__(self, item: Item, mode: str, program: str) -> None:
-        self.item, self.mode, self.program = item, mode, program
+    def __init__(self, item: Item, mode: str, program: str, mistakes: dict[str, int]) -> None:
+        self.item, self.mode, self.program, self.mistakes = item, mode, program, mistakes
         self.candidate: Candidate | None = None
         self.tests: Candidate | None = None
         self.nonce = os.urandom(16).hex()
@@ -172,15 +226,17 @@ class _Group:
         if self.mode == "guarded":
             self.tests = Candidate(zygote, ("guarded", self.program), scratch=True, cpu_seconds=most)
             self._expect("loaded", item.timeout)
+            # In the same form with and without mistakes.
+            job["code"] = mutants.with_mistakes(data["code"], self.mistakes, random.SystemRandom())
             job |= {"entry_point": data["entry_point"], "controls": controls, "nonce": self.nonce}
             self.tests.write(core.encode(job))
         else:
             source = _RUNNER if self.mode == "context" else self.program
-            writes = True if self.mode == "context" else None
+            writes = True if self.mode == "context" or "files" in data["shares"] else None
             program = ("serve", source, "", "")
             alone = item.machinery.other(tests=False, children=item.children)
             self.candidate = Candidate(alone, program, scratch=writes, cpu_seconds=most)
-            extra = ["program", "wanted"] if self.mode == "context" else ["prefix", "entry_point"]
+            extra = ["program", "wanted"] if self.mode == "context" else ["prefix", "entry_point", "shares"]
             job |= {key: {**data, "program": self.program}[key] for key in extra}
             channel = os.dup(self.candidate.channel.fileno())
             try:
@@ -197,7 +253,7 @@ class _Group:
         except Stopped:
             self.alive = False
             raise
-        except core.Unserialisable:
+        except (core.Unserialisable, ValueError, TypeError, OverflowError):  # written by the program itself
             message = None
         if not isinstance(message, tuple) or not all(isinstance(m, str | bool) for m in message):
             self.alive = False

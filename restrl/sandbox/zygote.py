@@ -165,6 +165,10 @@ class Candidate:
         """Run as `python program.py` would, with the names that `before` imports, and end the process."""
         sys.modules["__main__"] = self._module("__main__")
         sys.argv = ["program.py"]
+        self.names["__file__"] = "program.py"
+        _standard_streams()  # which know what their descriptors are now
+        if "/dev/stdin" in source:
+            _let_open_stdin()
         code = 0
         try:
             if before:
@@ -182,14 +186,38 @@ class Candidate:
                 sys.modules["atexit"]._run_exitfuncs()
             if sys.stdout is not None:
                 sys.stdout.flush()
+            _let_go(self.names)
+            for stream in filter(None, (sys.stdout, sys.__stdout__)):
+                with contextlib.suppress(Exception):  # closed, or of classes that are gone
+                    stream.flush()
         except BaseException as error:
             self._send_error(error, "raise")
             code = 1
         os._exit(code & 0xFF)
 
 
+def _let_go(names: dict[str, Any]) -> None:
+    """What the end of an interpreter does to a module: files are flushed, objects that end say so."""
+    used_by_others = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
+    for name, value in list(names.items()):
+        if not (name.startswith("__") or isinstance(value, used_by_others)):
+            del value
+            names[name] = None
+
+
+def _let_open_stdin() -> None:
+    """There is no /dev/stdin here: what it leads to lies in /proc."""
+    plain_open = io.open
+
+    def open_(file: Any, *args: Any, **kwargs: Any) -> Any:
+        there = isinstance(file, str | os.PathLike) and os.fspath(file) == "/dev/stdin"
+        return plain_open(os.dup(0) if there else file, *args, **kwargs)
+
+    vars(io)["open"] = vars(sys.modules["builtins"])["open"] = open_
+
+
 def _standard_streams() -> None:
-    # Over descriptors 0-2, whatever a fork puts there.
+    """Over descriptors 0-2, whatever a fork puts there."""
     sys.stdin = io.TextIOWrapper(
         io.BufferedReader(io.FileIO(0, "r", closefd=False)), encoding="utf-8", errors="surrogateescape"
     )
@@ -204,6 +232,10 @@ def _standard_streams() -> None:
         errors="backslashreplace",
         line_buffering=True,
     )
+    for stream, mode in ((sys.stdin, "r"), (sys.stdout, "w"), (sys.stderr, "w")):
+        vars(stream)["mode"] = mode  # as Python's own have it
+    for name in ("stdin", "stdout", "stderr"):
+        vars(sys)[f"__{name}__"] = vars(sys)[name]
 
 
 _FIRST_PROGRAM = """\
