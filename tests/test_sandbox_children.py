@@ -153,13 +153,13 @@ def task_func(text):
     assert one(verifier, daemon, what).passed
 
 
-@pytest.mark.parametrize("how", ["bytearray(b'x') * (150 << 20)", "shared()"])
-def test_memory_counts_over_all_children(verifier: Verifier, how: str) -> None:
+@pytest.mark.parametrize("how", ["bytearray(b'x') * (60 << 20)", "shared()"])
+def test_memory_counts_over_all_children(how: str) -> None:
     spread = f"""
 import os, mmap, time
 def shared():
-    pages = mmap.mmap(-1, 150 << 20)
-    for i in range(0, 150 << 20, 4096): pages[i] = 1
+    pages = mmap.mmap(-1, 60 << 20)
+    for i in range(0, 60 << 20, 4096): pages[i] = 1
     return pages
 def task_func(text):
     for _ in range(8):
@@ -168,9 +168,14 @@ def task_func(text):
             time.sleep(60)
     time.sleep(60)
 """
-    verdict = one(verifier, spread)
+    try:
+        v = Verifier(workers=1, timeout=15.0, memory_mb=256, isolation="tier1+tier2", cache=False)
+    except RestrlError as error:
+        pytest.skip(str(error))
+    with v:
+        verdict = v.verify([(SPLIT, spread)])[0]
     assert verdict.tests == ("memory", "memory"), verdict
-    assert verdict.seconds < 20
+    assert verdict.detail == "it and the programs it started held too much together"
 
 
 def test_the_judge_and_others_cannot_be_reached(verifier: Verifier) -> None:
