@@ -207,8 +207,8 @@ class _Group:
             self.tests.write(core.encode(job))
         else:
             source = _RUNNER if self.mode == "context" else self.program
-            writes = True if self.mode == "context" or "files" in data["shares"] else None
-            self.candidate = Candidate(item.zygote, ("serve", source, "", ""), scratch=writes)
+            # Packages want a place for caches: matplotlib does not load without one.
+            self.candidate = Candidate(item.zygote, ("serve", source, "", ""), scratch=True)
             extra = ["program", "wanted"] if self.mode == "context" else ["prefix", "entry_point", "shares"]
             job |= {key: {**data, "program": self.program}[key] for key in extra}
             channel = os.dup(self.candidate.channel.fileno())
