@@ -89,6 +89,12 @@ def state() -> dict[str, float]:
     return {"processes": len(pids), "descriptors": files, "mib": round(held(pids), 1)}
 
 
+def all_there(verifier: Verifier) -> None:
+    judges = verifier._pool._judges
+    while len(judges) < verifier.workers or not all(judge.ready for judge in judges):
+        time.sleep(0.01)
+
+
 def growth(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
     return {f"more_{name}": round(after[name] - before[name], 1) for name in before}
 
@@ -132,6 +138,7 @@ def hanging(rows: Rows, count: int, limit: float = 0.5, workers: int = 32) -> No
     tests = Calls(fn_name="f", args=[[0]], expected=[0])
     what = Problem(task_id="hang", source="bench", prompt="", mode="instruct", tests=tests)
     with Verifier(workers=workers, timeout=limit, cache=False) as verifier:
+        all_there(verifier)
         before, begin = state(), time.monotonic()
         verdicts = verifier.verify([(what, (sleeps if n % 20 else spins).format(n)) for n in range(count)])
         seconds, more = time.monotonic() - begin, growth(before, state())
@@ -186,6 +193,7 @@ def hostile(rows: Rows, count: int) -> None:
         bad = list(HOSTILE.values())[n // 5 % len(HOSTILE)]
         items[n] = (items[n][0], bad)
     with Verifier(workers=4, timeout=0.5, memory_mb=128, cache=False) as verifier:
+        all_there(verifier)
         before = state()
         verdicts = verifier.verify(items)
         more = growth(before, state())

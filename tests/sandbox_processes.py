@@ -7,6 +7,8 @@ import signal
 import time
 from pathlib import Path
 
+from restrl.sandbox import Verifier
+
 
 def descendants(pid: int) -> list[int]:
     """Processes below `pid`, zombies too."""
@@ -24,6 +26,15 @@ def descendants(pid: int) -> list[int]:
         found += below
         todo += below
     return found
+
+
+def all_there(verifier: Verifier) -> None:
+    """Wait for the judges that start while the first one works already."""
+    judges = verifier._pool._judges
+    deadline = time.monotonic() + 20
+    while len(judges) < verifier.workers or not all(judge.ready for judge in judges):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def alive(pid: int) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sandbox_processes import alive, descendants, held_bytes, judges, zygotes
+from sandbox_processes import alive, all_there, descendants, held_bytes, judges, zygotes
 
 from restrl.errors import RestrlError
 from restrl.records import Calls, Check, Problem, Stdio, Tests
@@ -87,6 +87,7 @@ def test_nothing_is_left_behind() -> None:
     before = set(descendants(os.getpid()))
     files = set(os.listdir("/proc/self/fd"))
     with Verifier(workers=2, timeout=1.0, cache=False) as v:
+        all_there(v)
         ours = set(descendants(os.getpid())) - before
         v.verify([(ECHO, "import os, time\nos.fork()\ntime.sleep(9)"), (INC, "while True: pass")])
         v.verify(
@@ -246,6 +247,7 @@ def test_hostile_programs_between_ordinary_ones_change_nothing() -> None:
     fresh = "import os\ndef f(x): return x + 1 + len(os.listdir('/tmp'))"  # nothing is left of the full disk
     before = set(descendants(os.getpid()))
     with Verifier(workers=2, timeout=0.5, memory_mb=128, cache=False) as v:
+        all_there(v)
         ours = set(descendants(os.getpid())) - before
         items = [(calls((1, 2)), program) for bad in hostile.values() for program in (bad, fresh)]
         verdicts = v.verify(items)
@@ -327,6 +329,7 @@ def test_a_zygote_killed_while_its_judge_starts_costs_nothing() -> None:
 def test_judges_for_every_core_have_one_each() -> None:
     cores = sorted(os.sched_getaffinity(0))
     with Verifier(workers=len(cores), cache=False) as v:
+        all_there(v)
         mine = [judge.process.pid for judge in v._pool._judges]
         assert sorted(core for p in mine for core in os.sched_getaffinity(p)) == cores
         assert one(v, INC, "def f(x): return x + 1").passed

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sandbox_processes import alive, descendants
+from sandbox_processes import alive, all_there, descendants
 
 from restrl.errors import RestrlError
 from restrl.records import Calls, Problem, Stdio, Tests, Unittest
@@ -82,6 +82,7 @@ def test_verdicts(verifier: Verifier, what: Problem, program: str, status: str) 
 
 def test_order_is_kept_and_nothing_is_left(verifier: Verifier) -> None:
     verifier.verify([(problem(CALLS), "def f(x): return 0")])
+    all_there(verifier)
     before = set(descendants(os.getpid()))
     programs = [f"def f(x): return x + {n % 3}" for n in range(60)]
     programs[7] = "import os, time\ndef f(x):\n    os.fork()\n    time.sleep(99)"

@@ -113,6 +113,43 @@ def test_exceptions_of_the_standard_library_are_shared(verifier: Verifier) -> No
     assert [(v.status, v.mode) for v in found] == [("passed", "split"), ("error", "split")]
 
 
+OBJECTS = """\
+import unittest
+class TestCases(unittest.TestCase):
+    def test_asked(self):
+        self.assertTrue(task_func().equals(2))
+    def test_compared(self):
+        self.assertEqual(task_func(), 2)
+    def test_itself(self):
+        got = task_func()
+        self.assertEqual((got.title(), got.size, len(got), got[0], [v for v in got]), ("T", 3, 2, 5, [5, 6]))
+        self.assertFalse(hasattr(got, "other"))
+    def test_member(self):
+        self.assertIn(2, task_func())
+    def test_range(self):
+        self.assertEqual(sorted(task_func(10**9)), [])
+"""
+OBJECT = """\
+class A:
+    size = 3
+    def title(self): return "T"
+    def equals(self, other): return True
+    __eq__ = __contains__ = equals
+    def __len__(self): return 2
+    def __getitem__(self, i): return [5, 6][i]
+def task_func(n=0): return range(n) if n else A()
+"""
+
+
+def test_objects_answer_for_themselves_only(verifier: Verifier) -> None:
+    """They are asked neither what they equal nor what is in them."""
+    (found,) = judge(verifier, unit(OBJECTS), OBJECT)
+    asked, compared, itself, member, long_range = found.tests
+    assert (asked, compared, member) == ("unserialisable",) * 3
+    assert itself == "passed"
+    assert long_range == "unserialisable"  # it would fill the memory of who sorts it
+
+
 # -- tests with mistakes
 
 

@@ -232,10 +232,9 @@ class _Group:
             self.tests.write(core.encode(job))
         else:
             source = _RUNNER if self.mode == "context" else self.program
-            writes = True if self.mode == "context" or "files" in data["shares"] else None
-            program = ("serve", source, "", "")
+            # Packages want a place for caches: matplotlib does not load without one.
             alone = item.machinery.other(tests=False, children=item.children)
-            self.candidate = Candidate(alone, program, scratch=writes, cpu_seconds=most)
+            self.candidate = Candidate(alone, ("serve", source, "", ""), scratch=True, cpu_seconds=most)
             extra = ["program", "wanted"] if self.mode == "context" else ["prefix", "entry_point", "shares"]
             job |= {key: {**data, "program": self.program}[key] for key in extra}
             channel = os.dup(self.candidate.channel.fileno())
