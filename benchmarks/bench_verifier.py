@@ -32,6 +32,8 @@ import sys
 import time
 from typing import Any
 
+from verifier_robust import all_there, robust
+
 from restrl.records import Calls, Check, Problem
 from restrl.sandbox import Verifier
 
@@ -58,12 +60,6 @@ def cpu() -> float:
 
 def show(**row: Any) -> None:
     print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
-
-
-def all_there(verifier: Verifier) -> None:
-    judges = verifier._pool._judges
-    while len(judges) < verifier.workers or not all(judge.ready for judge in judges):
-        time.sleep(0.001)
 
 
 def start(rounds: int = 15) -> None:
@@ -231,8 +227,6 @@ def called_by(caller: str, count: int) -> None:
 
 def main() -> None:
     if "--robust" in sys.argv:
-        from verifier_robust import robust
-
         robust(float(sys.argv[sys.argv.index("--robust") + 1]) if sys.argv[-1] != "--robust" else 1.0)
         return
     count = int(sys.argv[1]) if sys.argv[1:] and sys.argv[1].isdigit() else 1500
