@@ -22,7 +22,7 @@ _KEPT_BYTES = 256 << 20  # of what is known of problems
 # Runs that come before a problem's first verdict: of its gold solution, contract, reference and control.
 _RUNS = {"inputs": 3, "unittest": 12, "context": 2}
 SLOWER = 2.0  # a program may take so much longer than what had to be run before it
-PATIENCE = 10  # time limits that one test may take with the reference solution
+PATIENCE = 20  # time limits that one test may take with the reference solution
 _MODES = {"stdio": "stdio", "context": "harness", "unittest": "split"}
 
 
