@@ -88,25 +88,15 @@ def spread(
     return out
 
 
-def main_arms(noises: Sequence[float], simulations: int) -> list[Arm]:
-    """Those that are run with every seed."""
-    out = spread(Arm("simulated", "collect", simulations=simulations, c=0.2))
-    for noise in noises:
-        base = Arm("simulated", noise=noise, simulations=simulations)
-        out += spread(base) + spread(base, (1, 4, 16), ("loss",), reuse=True)
-        for reuse in (False, True):
-            out += spread(base, (1, 4), ("loss",), reuse=reuse, budget="samples")
-    return out
-
-
 def simulated_arms(noises: Sequence[float], simulations: Sequence[int]) -> list[Arm]:
     out: list[Arm] = []
     for sims in simulations:
-        out += main_arms(noises, sims)
+        out += spread(Arm("simulated", "collect", simulations=sims, c=0.2))
         for noise in noises:
             base = Arm("simulated", noise=noise, simulations=sims)
+            out += spread(base) + spread(base, (1, 4, 16), ("loss",), reuse=True)
             out += spread(base, (1, 2, 4, 8, 16), ("loss",), budget="samples")
-            out += spread(base, (16,), ("loss",), reuse=True, budget="samples")
+            out += spread(base, (1, 4, 16), ("loss",), reuse=True, budget="samples")
             for c in (0.2, 0.4):
                 out += spread(base, (1, 4, 16), c=c)
             for trees in (2, 4):
@@ -164,13 +154,12 @@ def simulated(part: str, args: argparse.Namespace) -> tuple[Found, list[dict[str
     """The task's arms, and best-of-n at the same numbers of samples."""
     found: Found = {}
     pools: dict[tuple[float, int], list[dict[str, float]]] = {}
-    main = {arm for sims in args.simulations for arm in main_arms(args.noise, sims)}
     every = (simulated_arms if part == "simulated" else rules_arms)(args.noise, args.simulations)
     for noise in sorted({arm.noise for arm in every}):
-        for seed in range(args.seeds if part == "simulated" else 1):
+        for seed in range(args.seeds):
             models = [Model(task, seed, noise) for task in tasks(args.problems)]
             for arm in every:
-                if arm.noise == noise and (seed == 0 or arm in main):
+                if arm.noise == noise:
                     found.setdefault(arm, []).append(run(models, arm))
             if part == "simulated" and noise > 0:
                 for n in (1, *(K * sims for sims in args.simulations)):
@@ -252,14 +241,13 @@ def rows_of(found: Found) -> list[dict[str, Any]]:
         row: dict[str, Any] = asdict(arm) | {"searches": len(outcomes) * len(outcomes[0])}
         for figure in outcomes[0][0].figures:
             row[figure] = round(float(per_problem(outcomes, figure).mean()), 4)
-        alone = found[arm.alone][: len(outcomes)]
+        alone = found[arm.alone]
         for figure in ("right", "found", "error"):
             if figure in row:
                 difference = per_problem(outcomes, figure) - per_problem(alone, figure)
                 row[f"{figure}_minus"] = interval(difference)
         drawn = found.get(replace(arm, reuse=False))
         if arm.reuse and drawn is not None:
-            drawn = drawn[: len(outcomes)]
             row["reuse_minus"] = interval(per_problem(outcomes, "right") - per_problem(drawn, "right"))
             saved = 1 - per_problem(outcomes, "tokens").sum() / per_problem(drawn, "tokens").sum()
             row["reuse_saves"] = round(float(saved), 4)

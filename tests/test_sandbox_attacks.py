@@ -42,9 +42,14 @@ def _problem(row: dict[str, Any]) -> Problem:
 def test_labelled_attacks(verifier: Verifier, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [json.loads(line) for line in _FILE.read_text().splitlines()]
     assert {r["format"] for r in rows} == {"function", "stdio", "unittest", "harness"}
-    verdicts = verifier.verify([(_problem(r), r["code"]) for r in rows])
+    items = []
+    for number, row in enumerate(rows):  # four at a time, between right and wrong programs
+        items.append((_problem(row), row["code"]))
+        items.append((DOUBLE, f"def f(x): return x * {2 + number % 2}  # {number}"))
+    verdicts = verifier.verify(items)
+    assert [v.passed for v in verdicts[1::2]] == [n % 2 == 0 for n in range(len(rows))]
     wrong = []
-    for row, verdict in zip(rows, verdicts, strict=True):
+    for row, verdict in zip(rows, verdicts[::2], strict=True):
         right = verdict.passed == (row["expect"]["verdict"] == "passed")
         if not right or verdict.reward is None:
             wrong.append((row["name"], verdict))

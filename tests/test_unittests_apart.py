@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from format_cases import judge, problem
 
-from restrl.records import Problem, Unittest
+from restrl.records import Context, Problem, Unittest
 from restrl.sandbox import Verifier, files, mutants
 
 
@@ -70,6 +70,10 @@ class TestCases(unittest.TestCase):
     def test_error(self):
         with self.assertRaises(json.JSONDecodeError):
             task_func("{")
+    def test_exit(self):
+        with self.assertRaises(SystemExit) as caught:
+            task_func("3")
+        self.assertEqual(caught.exception.code, 3)
 """
 
 
@@ -107,10 +111,45 @@ def test_frames_and_seeds_of_arrays_are_shared(verifier: Verifier) -> None:
 
 
 def test_exceptions_of_the_standard_library_are_shared(verifier: Verifier) -> None:
-    right = "import json\ndef task_func(text): return json.loads(text)\n"
+    right = "import json, sys\ndef task_func(text): sys.exit(json.loads(text))\n"
     wrong = "class JSONDecodeError(ValueError): pass\ndef task_func(text): raise JSONDecodeError\n"
     found = judge(verifier, unit(CAUGHT, right), right, wrong)
     assert [(v.status, v.mode) for v in found] == [("passed", "split"), ("error", "split")]
+
+
+EARLY = """\
+import unittest
+class TestCases(unittest.TestCase):
+    first = task_func(1) + 1
+    def test_first(self):
+        self.assertEqual(self.first, 3)
+"""
+AGAIN = """\
+def test_execution(code):
+    env = {"given": 1}
+    for _ in range(2):
+        exec(code, env)
+        assert env["given"] == 2
+        env["given"] = env["result"]
+"""
+
+
+def test_who_lets_tests_fail_early_is_judged() -> None:
+    """A program that keeps the tests from loading, or from going on, does not escape its verdict."""
+    programs = {
+        "def task_func(x): return x * 2": "passed",
+        "def task_func(x): return 'a'": "failed",
+        "def task_func(x): raise KeyError": "error",
+        "def task_func(x): return object()": "unserialisable",
+        "import time\ndef task_func(x): time.sleep(60)": "timeout",
+        "import os\ndef task_func(x): os._exit(3)": "error",
+    }
+    with Verifier(workers=1, timeout=1.5) as hasty:
+        found = judge(hasty, unit(EARLY), *programs)
+        assert [v.status for v in found] == list(programs.values())
+        assert max(v.seconds for v in found) < 8.0
+        (again,) = judge(hasty, problem(Context(code=AGAIN)), "given, result = given * 2, object()")
+    assert again.status == "error"  # it gets its own object back
 
 
 OBJECTS = """\
@@ -160,6 +199,8 @@ class TestCases:
     def test_error(self):
         with self.assertRaises(ValueError):
             task_func("x")
+    def test_called(self):
+        self.assertRaises(ValueError, task_func, "x")
     def test_truth(self):
         assert task_func(3) > 2
     def test_loop(self):
@@ -169,14 +210,14 @@ class TestCases:
 
 
 def test_places_of_mistakes() -> None:
-    methods = [f"TestCases.test_{name}" for name in ("constant", "error", "truth", "loop")]
+    methods = [f"TestCases.test_{name}" for name in ("constant", "error", "called", "truth", "loop")]
     found = mutants.places(PLACES, methods, "task_func")
-    assert [len(found[m][0]) for m in methods] == [2, 1, 1, 0]
-    assert found[methods[3]][1]  # perhaps: nobody knows whether a loop is run
+    assert [len(found[m][0]) for m in methods] == [2, 1, 1, 1, 0]
+    assert found[methods[4]][1]  # perhaps: nobody knows whether a loop is run
     draw = random.Random(0)
     plain = mutants.with_mistakes(PLACES, {}, draw).splitlines()
     assert plain == ast.unparse(ast.parse(PLACES)).splitlines()
-    for method in methods[:3]:
+    for method in methods[:4]:
         for place in found[method][0]:
             spoiled = mutants.with_mistakes(PLACES, {method: place}, draw).splitlines()
             ((before, after),) = [(a, b) for a, b in zip(plain, spoiled, strict=True) if a != b]

@@ -14,7 +14,10 @@ _MOST_BYTES = 8 << 20
 def listing():  # type: ignore[no-untyped-def]
     """{path below ROOT: (directory?, size in bytes, time of change in ns)}"""
     found = {}
+    device = os.lstat(ROOT).st_dev
     for place, directories, files in os.walk(ROOT):
+        # Not what is mounted there: packages.
+        directories[:] = [d for d in directories if os.lstat(os.path.join(place, d)).st_dev == device]
         for name in directories + files:
             path = os.path.join(place, name)
             try:

@@ -27,8 +27,8 @@ import io
 def call(function, args, kwargs):
     try:
         return pack(function(*unpack(args), **unpack(kwargs)))
-    except Exception as error:
-        if type(error).__module__ == "builtins":
+    except BaseException as error:
+        if type(error).__module__ == "builtins" and isinstance(error, Exception):
             raise
         return ({_RAISED!r}, [(k.__module__, k.__qualname__) for k in type(error).__mro__], str(error))
 def attribute(value, name):
@@ -212,16 +212,19 @@ class Remote(Handle):
         return bool(self._mirror.ask("truth", self))
 
 
-def _exception(kinds: Any, text: Any) -> Exception:
+def _exception(kinds: Any, text: Any) -> BaseException:
     """Of the most special class of the standard library that is known here; nothing of it runs."""
+    text = str(text)
     for module, name in kinds:
         kind = _known_class(str(module), str(name))
         ours = str(module).partition(".")[0] in sys.stdlib_module_names - {"unittest"}
-        if ours and kind is not None and issubclass(kind, Exception):
+        if kind is SystemExit:
+            return SystemExit(int(text) if text.isdecimal() else text)
+        if ours and kind is not None and issubclass(kind, Exception | KeyboardInterrupt):
             error = kind.__new__(kind)
-            error.args = (str(text),)
+            error.args = (text,)
             return error
-    return Exception(str(text))
+    return Exception(text)
 
 
 def _known_class(module: str, name: str) -> type | None:

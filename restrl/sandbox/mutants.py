@@ -111,7 +111,7 @@ def _sure(method: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.AST]:
             sides = [a for a in call.args[:2] if _literal(a)]
             if len(sides) == 1:
                 constants += [n for n in ast.walk(sides[0]) if _can_change(n)]
-        if name in _OPPOSITE:
+        if name in _OPPOSITE or (name in _RAISES and call.args):
             others.append(call)
     return constants or others
 
