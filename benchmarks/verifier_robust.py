@@ -116,6 +116,7 @@ class Rows:
 def in_a_row(rows: Rows, count: int) -> None:
     """Many verdicts one after another; memory, descriptors and processes stay as they were at first."""
     with Verifier(workers=2, cache=False) as verifier:
+        all_there(verifier)
         verifier.verify(numbered(count // 2))  # what it keeps of problems is bounded, and full by then
         before, begin, bad, done = state(), time.monotonic(), 0, 0
         for first in range(0, count, 500):
@@ -215,6 +216,7 @@ def interrupted(rows: Rows, rounds: int) -> None:
     """Ctrl-C in the middle, again and again: the verifier goes on, and nothing of the old work is left."""
     late, bad = 0.0, 0
     with Verifier(workers=2, cache=False, queue=256) as verifier:  # it comes while items are handed in, too
+        all_there(verifier)
         verifier.verify(numbered(20))
         before = state()
         for n in range(rounds):

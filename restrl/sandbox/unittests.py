@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from restrl.sandbox import arrays, mutants
-from restrl.sandbox.item import PATIENCE, SLOWER, Item
+from restrl.sandbox.item import PATIENCE, SLOWER, Item, task_seconds
 from restrl.sandbox.link import Refused, Stopped
 from restrl.sandbox.native import core
 from restrl.sandbox.remote import Candidate, Unjudgeable
@@ -113,16 +113,12 @@ def _plan_alone(item: Item) -> dict[str, Any]:
         outcomes = _run(item, "guarded", program, guarded, guarded, controls)
         if tests["reference"]:
             _must_pass(outcomes)
+    least = {m: SLOWER * s for m, s in item.took.items() if SLOWER * s > item.timeout}
+    plan = {"guarded": guarded, "controls": controls, "least": least}
+    if guarded:
         places = _places(item, guarded)
     item.detail = ""
-    least = {m: SLOWER * s for m, s in item.took.items() if SLOWER * s > item.timeout}
-    return {
-        "guarded": guarded,
-        "controls": controls,
-        "places": places,
-        "children": item.children,
-        "least": least,
-    }
+    return {**plan, "places": places, "children": item.children}
 
 
 def _places(item: Item, guarded: list[str]) -> dict[str, list[int]]:
@@ -156,7 +152,9 @@ def _forged(
             break
         chosen = {m: places[m][number % len(places[m])] for m in passed}
         item.begin()
-        item.end_of_all = time.monotonic() + max(item.timeout, SLOWER * seconds)
+        most = max(item.timeout, SLOWER * seconds)
+        item.end_of_all = time.monotonic() + most
+        item.longer(most + task_seconds(item.timeout, item.tests))
         for method, outcome in _run(item, "guarded", item.program, passed, [], mistakes=chosen).items():
             if outcome[0] == "passed":
                 forged[method] = ("failed", _FORGED)
@@ -234,10 +232,9 @@ class _Group:
             self.tests.write(core.encode(job))
         else:
             source = _RUNNER if self.mode == "context" else self.program
-            program = ("serve", source, "", "")
-            alone = item.machinery.other(tests=False, children=item.children)
             # Packages want a place for caches: matplotlib does not load without one.
-            self.candidate = Candidate(alone, program, scratch=True, cpu_seconds=most)
+            alone = item.machinery.other(tests=False, children=item.children)
+            self.candidate = Candidate(alone, ("serve", source, "", ""), scratch=True, cpu_seconds=most)
             extra = ["program", "wanted"] if self.mode == "context" else ["prefix", "entry_point", "shares"]
             job |= {key: {**data, "program": self.program}[key] for key in extra}
             channel = os.dup(self.candidate.channel.fileno())
