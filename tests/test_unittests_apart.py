@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,31 @@ def test_execution(code):
         assert env["given"] == 2
         env["given"] = env["result"]
 """
+
+
+LOADS_SLOWLY = """\
+import signal, time
+def late(number, frame):
+    while frame:
+        if "TestCases" in frame.f_code.co_names:
+            time.sleep(60)
+        frame = frame.f_back
+    signal.setitimer(signal.ITIMER_REAL, 0.0002)
+signal.signal(signal.SIGALRM, late)
+signal.setitimer(signal.ITIMER_REAL, 0.001)
+def task_func(name): return None
+"""
+
+
+@pytest.mark.parametrize("reference", [None, ENVIRON])
+def test_who_holds_up_the_loading_of_the_tests_has_a_time_limit(reference: str | None) -> None:
+    tests = PATCHED.replace("    def", '    @patch("os.getcwd", 1)\n    def')  # beside the program
+    with Verifier(workers=1, timeout=2.0, cache=False) as v:
+        assert "guarded" in judge(v, unit(tests, reference), ENVIRON)[0].mode
+        begin = time.monotonic()
+        verdict = judge(v, unit(tests, reference), LOADS_SLOWLY)[0]
+        assert not verdict.passed
+        assert time.monotonic() - begin < 8
 
 
 def test_who_lets_tests_fail_early_is_judged() -> None:
