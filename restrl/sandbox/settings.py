@@ -13,7 +13,7 @@ from typing import Any
 
 from restrl.sandbox.native import core
 
-VERSION = 7  # of the verifier; part of every cache key: raise it when a verdict could change
+VERSION = 8  # of the verifier; part of every cache key: raise it when a verdict could change
 
 TIERS: dict[str, dict[str, bool]] = {
     "tier1+tier2": {"namespaces": True, "landlock": True, "seccomp": True},
