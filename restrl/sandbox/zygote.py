@@ -245,8 +245,9 @@ def _open_standard_paths() -> None:
     plain_open = io.open
 
     def open(file: Any, *args: Any, **kwargs: Any) -> Any:
-        known = isinstance(file, str) and file in paths
-        return plain_open(os.dup(paths[file]) if known else file, *args, **kwargs)
+        path = os.fspath(file) if isinstance(file, os.PathLike) else file
+        known = isinstance(path, str) and path in paths
+        return plain_open(os.dup(paths[path]) if known else file, *args, **kwargs)
 
     io.open = vars(sys.modules["builtins"])["open"] = open
 
