@@ -32,6 +32,7 @@ def test_without_a_gpu_it_says_so() -> None:
     assert (done.stdout, done.stderr) == (said, "")
 
 
+@pytest.mark.timeout(900)  # a process for every part, each of which loads torch
 def test_the_dry_run_goes_through_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     out = tmp_path / "gpu.json"

@@ -157,7 +157,7 @@ def test_who_holds_up_the_loading_of_the_tests_has_a_time_limit(reference: str |
         begin = time.monotonic()
         verdict = judge(v, unit(tests, reference), LOADS_SLOWLY)[0]
         assert not verdict.passed
-        assert time.monotonic() - begin < 8
+        assert time.monotonic() - begin < 15  # loading alone may take 20 s elsewhere
 
 
 def test_who_lets_tests_fail_early_is_judged() -> None:
