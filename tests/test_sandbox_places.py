@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 import restrl
-from restrl import _core
+from restrl import _core, _sandbox
 
 _SCRIPT = """
 import json, sys
@@ -84,7 +84,9 @@ def _environment(place: Path) -> tuple[Path, Path]:
         packages / "restrl",
         ignore=shutil.ignore_patterns("__pycache__", "*.so"),
     )
-    shutil.copy(_core.__file__, packages / "restrl" / ("_core" + importlib.machinery.EXTENSION_SUFFIXES[0]))
+    for module in (_core, _sandbox):
+        name = module.__name__.rpartition(".")[2] + importlib.machinery.EXTENSION_SUFFIXES[0]
+        shutil.copy(str(module.__file__), packages / "restrl" / name)
     for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
         if "restrl" not in entry.name and entry.suffix != ".pth" and not (packages / entry.name).exists():
             (packages / entry.name).symlink_to(entry)

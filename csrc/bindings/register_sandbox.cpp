@@ -1,10 +1,12 @@
-// restrl._core: the sandbox. Used by the judge and the zygote, which load this module without the rest of
-// restrl.
+// The codec, the messages and the zygote's loop. Used by the judge and the zygote, which load the module of
+// these without the rest of restrl.
 #include <Python.h>
+#include <pybind11/stl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "codec.h"
+#include "forkable.h"
 #include "register.h"
 #include "sandbox/channel.h"
 #include "sandbox/confine.h"
@@ -34,7 +36,7 @@ sb::Params params_from(const py::dict& d) {
 
 // Runs the zygote's loop. Returns only in a candidate: confined, its channel on descriptor 3.
 // The interpreter must be single-threaded.
-int serve(int control, const py::dict& settings) {
+void serve(int control, const py::dict& settings) {
   const sb::Params params = params_from(settings);
   std::unique_ptr<sb::Zygote> zygote;
   try {
@@ -44,6 +46,7 @@ int serve(int control, const py::dict& settings) {
     if (send(control, text.data(), text.size(), sb::kNoSignal) < 0) _exit(1);
     _exit(1);
   }
+  make_forks_cheap();
   if (send(control, "R", 1, sb::kNoSignal) != 1) _exit(0);
   sb::Request request;
   while (zygote->receive(request)) {
@@ -58,7 +61,7 @@ int serve(int control, const py::dict& settings) {
         sb::send_message(request.channel, error.what(), std::char_traits<char>::length(error.what()), 1000);
         _exit(sb::kSetUpFailed);
       }
-      return sb::kChannel;
+      return;
     }
     PyOS_AfterFork_Parent();
     if (pid < 0) throw sb::SandboxError("fork");
@@ -99,10 +102,52 @@ bool send_bytes(int fd, const py::bytes& data, double timeout) {
   return sb::send_message(fd, text, size, timeout < 0 ? -1 : static_cast<std::int64_t>(timeout * 1000));
 }
 
+std::pair<int, int> socketpair_of_streams() {
+  int ends[2];
+  if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends) != 0) throw sb::SandboxError("socketpair");
+  return {ends[0], ends[1]};
+}
+
+int ask(int control, bool scratch, std::uint32_t cpu_seconds, const std::vector<int>& fds) {
+  sb::Asked asked;
+  asked.kind = scratch ? 's' : 'f';
+  asked.cpu_seconds = cpu_seconds;
+  return sb::ask(control, asked, fds);
+}
+
+// A report of the zygote; false for none in time. Throws where the zygote is gone.
+template <typename Report>
+bool report(int control, double timeout, Report& out, int& fd) {
+  const char kind = out.kind;
+  sb::Received got;
+  {
+    py::gil_scoped_release release;
+    got = sb::receive_report(control, &out, sizeof out, static_cast<std::int64_t>(timeout * 1000), fd);
+  }
+  if (got == sb::Received::timeout) return false;
+  if (got != sb::Received::message || out.kind != kind) throw sb::SandboxError("zygote", "it ended");
+  return true;
+}
+
+py::object forked(int control, double timeout) {
+  sb::Forked about;
+  int pidfd = -1;
+  if (!report(control, timeout, about, pidfd)) return py::none();
+  return py::make_tuple(pidfd >= 0 ? pidfd : -about.pid, static_cast<double>(about.at_ns) / 1e9);
+}
+
+py::object ended(int control, double timeout) {
+  sb::Ended about;
+  int fd = -1;
+  if (!report(control, timeout, about, fd)) return py::none();
+  const std::int64_t code = about.code, cpu_us = about.cpu_us, peak = std::int64_t{about.max_rss} << 10;
+  const bool confined = about.confined;
+  return py::make_tuple(code, cpu_us, peak, confined);
+}
+
 }  // namespace
 
-void register_sandbox(py::module_& core) {
-  py::module_ m = core.def_submodule("sandbox", "Confinement of untrusted code and the messages around it.");
+void register_sandbox(py::module_& m) {
   py::register_exception<sb::SandboxError>(m, "SandboxError", PyExc_OSError);
   static py::exception<CodecError> unserialisable(m, "Unserialisable", PyExc_ValueError);
   static py::exception<CodecTooLarge> too_large(m, "TooLarge", unserialisable);
@@ -139,8 +184,15 @@ void register_sandbox(py::module_& core) {
         "process behind `keeper` hung up).");
   m.def("send", &send_bytes, py::arg("fd"), py::arg("data"), py::arg("timeout") = -1.0,
         "Write one message; False where the other side is gone or does not read in time.");
+  m.def("socketpair", &socketpair_of_streams, "Two descriptors, connected.");
+  m.def("ask", &ask, py::arg("control"), py::arg("scratch"), py::arg("cpu_seconds"), py::arg("fds"),
+        "Ask a zygote for a candidate that gets `fds` as stdin and stdout: our end of its channel.");
+  m.def("forked", &forked, py::arg("control"), py::arg("timeout"),
+        "(pidfd, or its number, negative; monotonic seconds) of the candidate asked for; None: not in time.");
+  m.def("ended", &ended, py::arg("control"), py::arg("timeout"),
+        "(exit code or -signal, CPU microseconds, peak bytes, whether it was confined); None: not in time.");
   m.def("serve", &serve, py::arg("control"), py::arg("settings"),
-        "The zygote's loop; returns in each candidate, confined, with the number of its channel.");
+        "The zygote's loop; returns in each candidate, confined, its channel on descriptor 3.");
   m.attr("confines") = bool(RESTRL_CONFINEMENT);  // built with namespaces, Landlock and seccomp
   m.def("landlock_version", &sb::landlock_version, "Version of Landlock in this kernel, 0 for none.");
   m.def("own_address_space", &sb::own_address_space, "Bytes of address space this process has mapped.");

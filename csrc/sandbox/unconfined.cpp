@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -22,8 +23,8 @@
 namespace restrl::sandbox {
 namespace {
 
-constexpr int kMaxDescriptors = 3, kHighest = 256;  // a zygote opens no descriptor above the last
-int ended_pipe[2] = {-1, -1};                       // a byte comes whenever a child ends
+constexpr int kHighest = 256;   // a zygote opens no descriptor above it
+int ended_pipe[2] = {-1, -1};  // a byte comes whenever a child ends
 
 void on_child(int) {
   const int reason = errno;
@@ -69,6 +70,7 @@ Zygote::Zygote(int control, const Params& params) : control_(control), params_(p
   action.sa_flags = SA_RESTART;
   if (sigaction(SIGCHLD, &action, nullptr) != 0) throw SandboxError("sigaction");
   zygote_ = getpid();
+  confined_ = shared_flag();
 }
 
 bool Zygote::receive(Request& request) const {
@@ -94,7 +96,7 @@ bool Zygote::receive(Request& request) const {
   return true;
 }
 
-void Zygote::before_fork() const {}
+void Zygote::before_fork() const { *confined_ = false; }
 
 void Zygote::in_child(const Request& request) const {
   signal(SIGCHLD, SIG_DFL);
@@ -109,15 +111,18 @@ void Zygote::in_child(const Request& request) const {
   at_most(RLIMIT_AS, params_.memory_bytes);  // macOS may refuse it
   at_most(RLIMIT_CPU, cpu);
   at_most(RLIMIT_NOFILE, params_.open_files);
+  *confined_ = true;
+  munmap(confined_, sizeof *confined_);
 }
 
 void Zygote::in_parent(pid_t candidate, const Request& request) const {
   for (int fd : {request.channel, request.input, request.output}) {
     if (fd >= 0) close(fd);
   }
-  const auto number = static_cast<std::int32_t>(candidate);
-  send_all(control_, "F", 1);
-  send_all(control_, &number, sizeof number);
+  Forked forked;
+  forked.pid = static_cast<std::int32_t>(candidate);
+  forked.at_ns = monotonic_ns();
+  send_all(control_, &forked, sizeof forked);
   siginfo_t info{};
   while (info.si_pid == 0) {
     pollfd watch[2] = {{ended_pipe[0], POLLIN, 0}, {control_, 0, 0}};
@@ -137,6 +142,7 @@ void Zygote::in_parent(pid_t candidate, const Request& request) const {
     if (errno != EINTR) throw SandboxError("reap a candidate");
   }
   Ended ended;
+  ended.confined = *confined_;
   ended.code = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 #if defined(__APPLE__)
   ended.max_rss = static_cast<std::int32_t>(usage.ru_maxrss >> 10);  // bytes there
@@ -145,7 +151,6 @@ void Zygote::in_parent(pid_t candidate, const Request& request) const {
 #endif
   ended.cpu_us = (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000000LL + usage.ru_utime.tv_usec +
                  usage.ru_stime.tv_usec;
-  send_all(control_, "X", 1);
   send_all(control_, &ended, sizeof ended);
 }
 

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sched.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -14,17 +15,15 @@
 namespace restrl::sandbox {
 namespace {
 
-constexpr int kMaxDescriptors = 3;
-
 void close_if_open(int fd) {
   if (fd >= 0) close(fd);
 }
 
-void send_to_judge(int socket, char kind, const void* data, std::size_t size, int fd) {
-  iovec parts[2] = {{&kind, 1}, {const_cast<void*>(data), size}};
+void send_to_judge(int socket, const void* data, std::size_t size, int fd) {
+  iovec part{const_cast<void*>(data), size};
   msghdr message{};
-  message.msg_iov = parts;
-  message.msg_iovlen = size > 0 ? 2 : 1;
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
   if (fd >= 0) {
     message.msg_control = control;
@@ -54,6 +53,7 @@ Zygote::Zygote(int control, const Params& params) : control_(control), params_(p
   }
   if (params_.landlock) ruleset_ = ruleset(false);
   zygote_ = getpid();
+  confined_ = shared_flag();
   set_common_limits();
   no_new_privileges();
   if (params_.seccomp) apply_zygote_seccomp(params_.namespaces, params_.children);
@@ -93,6 +93,7 @@ bool Zygote::receive(Request& request) const {
 }
 
 void Zygote::before_fork() const {
+  *confined_ = false;
   if (own_pid_namespace_ < 0) return;
   // A second unshare is refused until the namespace for children is the own one again.
   if (setns(own_pid_namespace_, CLONE_NEWPID) != 0) throw SandboxError("return to the own pid namespace");
@@ -122,6 +123,8 @@ void Zygote::in_child(const Request& request) const {
   if (syscall(SYS_close_range, static_cast<unsigned>(kChannel) + 1, ~0u, 0u) != 0)
     throw SandboxError("close_range");
   if (params_.seccomp) apply_candidate_seccomp(params_.children);
+  *confined_ = true;
+  munmap(confined_, sizeof *confined_);
 }
 
 void Zygote::in_parent(pid_t candidate, const Request& request) const {
@@ -129,7 +132,9 @@ void Zygote::in_parent(pid_t candidate, const Request& request) const {
   close_if_open(request.channel);
   close_if_open(request.input);
   close_if_open(request.output);
-  send_to_judge(control_, 'F', nullptr, 0, pidfd);
+  Forked forked;
+  forked.at_ns = monotonic_ns();
+  send_to_judge(control_, &forked, sizeof forked, pidfd);
   close_if_open(pidfd);
   int status = 0;
   rusage usage{};
@@ -137,11 +142,12 @@ void Zygote::in_parent(pid_t candidate, const Request& request) const {
     if (errno != EINTR) throw SandboxError("wait for a candidate");
   }
   Ended ended;
+  ended.confined = *confined_;
   ended.code = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
   ended.max_rss = static_cast<std::int32_t>(usage.ru_maxrss);
   ended.cpu_us = (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000000LL + usage.ru_utime.tv_usec +
                  usage.ru_stime.tv_usec;
-  send_to_judge(control_, 'X', &ended, sizeof ended, -1);
+  send_to_judge(control_, &ended, sizeof ended, -1);
 }
 
 }  // namespace restrl::sandbox

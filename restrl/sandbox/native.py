@@ -1,10 +1,10 @@
-"""The native part (`restrl._core.sandbox`): codec, messages, and the zygote's loop."""
+"""The native part (`restrl._sandbox`): codec, messages, and the zygote's loop."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from restrl import _core
+from restrl import _sandbox
 
-core: Any = vars(_core)["sandbox"]
-CORE_FILE = str(_core.__file__)
+core: Any = _sandbox
+CORE_FILE = str(core.__file__)

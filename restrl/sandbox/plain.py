@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import builtins
 import collections
-import datetime
-import decimal
-import fractions
+import importlib
 import itertools
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -68,12 +67,6 @@ def _export_match(m: re.Match[Any]) -> Any:
 
 
 _EXPORTS: dict[type, tuple[str, Callable[[Any], Any]]] = {
-    decimal.Decimal: ("decimal", str),
-    fractions.Fraction: ("fraction", lambda v: (v.numerator, v.denominator)),
-    datetime.date: ("date", lambda v: v.isoformat()),
-    datetime.time: ("time", lambda v: v.isoformat()),
-    datetime.datetime: ("datetime", lambda v: v.isoformat()),
-    datetime.timedelta: ("timedelta", lambda v: (v.days, v.seconds, v.microseconds)),
     collections.deque: ("deque", lambda v: (list(v), v.maxlen)),
     collections.Counter: ("counter", lambda v: dict(v)),
     collections.OrderedDict: ("ordered", lambda v: list(v.items())),
@@ -86,13 +79,28 @@ _EXPORTS: dict[type, tuple[str, Callable[[Any], Any]]] = {
     type(...): ("ellipsis", lambda v: None),
     type(NotImplemented): ("notimplemented", lambda v: None),
 }
+# Of modules that few programs load: a process that has not loaded one has no value of it.
+_RARE: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "decimal.Decimal": ("decimal", str),
+    "fractions.Fraction": ("fraction", lambda v: (v.numerator, v.denominator)),
+    "datetime.date": ("date", lambda v: v.isoformat()),
+    "datetime.time": ("time", lambda v: v.isoformat()),
+    "datetime.datetime": ("datetime", lambda v: v.isoformat()),
+    "datetime.timedelta": ("timedelta", lambda v: (v.days, v.seconds, v.microseconds)),
+}
+
+
+def _rare(module: str, name: str) -> Any:
+    return vars(importlib.import_module(module))[name]
+
+
 _RESTORES: dict[str, Callable[[Any], Any]] = {
-    "decimal": decimal.Decimal,
-    "fraction": lambda p: fractions.Fraction(*p),
-    "date": datetime.date.fromisoformat,
-    "time": datetime.time.fromisoformat,
-    "datetime": datetime.datetime.fromisoformat,
-    "timedelta": lambda p: datetime.timedelta(*p),
+    "decimal": lambda p: _rare("decimal", "Decimal")(p),
+    "fraction": lambda p: _rare("fractions", "Fraction")(*p),
+    "date": lambda p: _rare("datetime", "date").fromisoformat(p),
+    "time": lambda p: _rare("datetime", "time").fromisoformat(p),
+    "datetime": lambda p: _rare("datetime", "datetime").fromisoformat(p),
+    "timedelta": lambda p: _rare("datetime", "timedelta")(*p),
     "deque": lambda p: collections.deque(*p),
     "counter": collections.Counter,
     "ordered": collections.OrderedDict,
@@ -205,6 +213,10 @@ def export(value: Any) -> tuple[str, Any] | None:
         return tag, take(value)
     if kind in _VIEWS:
         return _VIEWS[kind], list(value)
+    module, name = kind.__module__, kind.__name__
+    if type(module) is str and (found := _RARE.get(f"{module}.{name}")) is not None:
+        if vars(sys.modules.get(module, builtins)).get(name) is kind:
+            return found[0], found[1](value)
     if (kind.__module__ == "builtins" and "__next__" in kind.__dict__) or kind.__module__ == "itertools":
         items = list(itertools.islice(value, MAX_ITERATOR_ITEMS + 1))
         return ("iterator", items) if len(items) <= MAX_ITERATOR_ITEMS else None

@@ -24,13 +24,12 @@ _PROGRAM = """\
 import importlib.util, sys
 root, core = sys.argv[1:3]
 sys.path.insert(0, root)
-spec = importlib.util.spec_from_file_location("restrl._core", core)
-sys.modules["restrl._core"] = module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
+spec = importlib.util.spec_from_file_location("restrl._sandbox", core)
+sys.modules["restrl._sandbox"] = native = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(native)
 import restrl
-restrl._core = module
+restrl._sandbox = native
 sys.path += sys.argv[3:]
-native = module.sandbox
 native.die_with_parent()
 data = native.receive(0)  # the settings
 if isinstance(data, bytes):

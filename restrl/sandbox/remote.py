@@ -6,7 +6,6 @@ import contextlib
 import os
 import select
 import signal
-import socket
 import sys
 import time
 from typing import Any, NoReturn
@@ -92,43 +91,52 @@ class Candidate(Link):
         self.beside: Candidate | None = None  # that it waits for: what that one waits for a core counts too
         self.cpu_us = 0
         self.spare = 0.0
+        self._asked = time.monotonic()
+        self._forked: tuple[int, float] | None = None
         self._waited = 0.0
         self._looked = 0.0
-        ours, theirs = socket.socketpair()
-        self.channel = ours
-        try:
-            writes = wants_scratch(job[1]) if scratch is None else scratch
-            self.pidfd = zygote.fork([theirs.fileno(), *fds], writes, self.cpu_seconds)
-        finally:
-            theirs.close()
-        self.alive = True
-        ready = core.receive(ours.fileno(), START_SECONDS, 4096, CALLER)
-        if ready != b"R":
-            self.end()
-            reason = ready.decode(errors="replace") if isinstance(ready, bytes) else ready
-            raise InfrastructureError(f"a candidate could not be confined: {reason}")
+        self._last: bytes = b""  # what it said last
+        self.alive = self.confined = True
+        writes = wants_scratch(job[1]) if scratch is None else scratch
+        self.channel = zygote.ask(fds, writes, self.cpu_seconds)
         if not self.send(job):
             self.end()
             raise InfrastructureError("a candidate did not take its program")
 
+    @property
+    def pidfd(self) -> int:
+        """Its pidfd, or its number, negative. Waits until it is there."""
+        if self._forked is None:
+            self._forked = self.zygote.forked()
+        return self._forked[0]
+
     def write(self, data: bytes) -> bool:
-        return bool(core.send(self.channel.fileno(), data, max(self.deadline - time.monotonic(), 0.01)))
+        return bool(core.send(self.channel, data, max(self.deadline - time.monotonic(), 0.01)))
 
     def cut(self) -> None:
         self.end()
+        self._was_confined(self._last.decode(errors="replace"))
+
+    def _was_confined(self, reason: str) -> None:
+        if not self.confined:
+            raise InfrastructureError(f"a candidate could not be confined: {reason}")
 
     def stopped(self) -> NoReturn:
         """Raise for a candidate whose channel is closed: the reason is how it ended."""
-        ended = self.zygote.ended(max(self.deadline - time.monotonic(), 0.0)) if self.alive else (0, 0, 0)
-        if ended is None:
-            self.end()
-            raise Stopped("timeout", "time limit")
-        self.alive, self.cpu_us = False, ended[1]
-        code = ended[0]
-        if code == -signal.SIGXCPU or (code == -signal.SIGKILL and ended[1] >= self.cpu_seconds * 1_000_000):
+        code, cpu_us, peak = 0, 0, 0
+        if self.alive and self.pidfd:
+            ended = self.zygote.ended(self.deadline - time.monotonic())
+            if ended is None:
+                self.end()
+                raise Stopped("timeout", "time limit")
+            self.alive = False
+            code, cpu_us, peak, self.confined = ended
+            self._was_confined(f"it ended with {code}")
+        self.cpu_us = cpu_us
+        if code == -signal.SIGXCPU or (code == -signal.SIGKILL and cpu_us >= self.cpu_seconds * 1_000_000):
             raise Stopped("timeout", "CPU limit")
         if code == -signal.SIGKILL:
-            self._killed(ended[2])
+            self._killed(peak)
         if code < 0:
             raise Stopped("crashed", f"ended by {_SIGNALS.get(-code, f'signal {-code}')}")
         raise Stopped("error" if code == 1 else "crashed", f"ended itself with code {code}", code)
@@ -150,12 +158,11 @@ class Candidate(Link):
         )  # what it waited before this test is not asked: that costs
 
     def _queued(self) -> float:
-        """Seconds its first thread has waited for a core so far; 0 where the kernel does not say."""
-        more = self.beside._queued() if self.beside is not None else 0.0
-        try:
-            return more + int(read_text(f"/proc/{self._pid()}/schedstat").split()[1]) / 1e9
-        except (OSError, IndexError):
-            return more
+        """Seconds its first thread has waited for a core so far, and to be forked; 0 where none can say."""
+        waited = self.beside._queued() if self.beside is not None else 0.0
+        with contextlib.suppress(OSError, IndexError):
+            waited += int(read_text(f"/proc/{self._pid()}/schedstat").split()[1]) / 1e9
+        return waited + (self._forked[1] - self._asked if self._forked is not None else 0.0)
 
     def _pid(self) -> int:
         """Raises OSError or IndexError where it has ended."""
@@ -197,16 +204,18 @@ class Candidate(Link):
                 wait = min(left, _WATCH_SECONDS)
             else:
                 wait = left
-            data = core.receive(self.channel.fileno(), wait, self.zygote.max_bytes + 64, CALLER)
+            data = core.receive(self.channel, wait, self.zygote.max_bytes + 64, CALLER)
             if data != "timeout" or (wait == left and not self._extend()):
                 break
         if isinstance(data, bytes):
+            self._last = data
             return data
         if data == "orphaned":
             orphaned()
         if data == "closed":
             self.stopped()
         self.end()
+        self._was_confined("not within its time limit")
         if data in ("timeout", "cut"):
             raise Stopped("timeout", "time limit")
         raise Stopped("output_limit", "answer too long")
@@ -230,11 +239,13 @@ class Candidate(Link):
             ended = self.zygote.ended(START_SECONDS)
             if ended is None:
                 raise InfrastructureError("a killed candidate did not end")
-            self.cpu_us = ended[1]
-        if self.pidfd > 0:
-            os.close(self.pidfd)
-        self.pidfd = 0
-        self.channel.close()
+            self.cpu_us, self.confined = ended[1], ended[3]
+        if self._forked is not None and self._forked[0] > 0:
+            os.close(self._forked[0])
+        self._forked = (0, self._asked)
+        if self.channel >= 0:
+            os.close(self.channel)
+        self.channel = -1
 
     def output(self, pipe: int, limit: int) -> bytes:
         """What it writes to `pipe` until it closes it. Raises Stopped past `limit` bytes or the deadline."""
@@ -250,6 +261,8 @@ class Candidate(Link):
                 orphaned()
             if pipe not in ready:
                 if left <= 0 and not self._extend():
+                    self.end()
+                    self._was_confined("not within its time limit")
                     raise Stopped("timeout", "time limit")
                 continue
             part = os.read(pipe, 1 << 16)

@@ -241,7 +241,7 @@ class _Group:
             self.candidate = Candidate(alone, ("serve", source, "", ""), scratch=True, cpu_seconds=most)
             extra = ["program", "wanted"] if self.mode == "context" else ["prefix", "entry_point", "shares"]
             job |= {key: {**data, "program": self.program}[key] for key in extra}
-            channel = os.dup(self.candidate.channel.fileno())
+            channel = os.dup(self.candidate.channel)
             try:
                 self.tests = Candidate(zygote, (self.mode, job), (channel,), True, most)
             finally:

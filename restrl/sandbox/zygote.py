@@ -2,13 +2,12 @@
 
     python -I -S zygote.py ROOT CORE.so SETTINGS    (restrl's parent folder, its core, codec bytes in hex)
 
-The parent loop is C++ (`restrl._core.sandbox.serve`); it returns here once per candidate, confined, with the
+The parent loop is C++ (`restrl._sandbox.serve`); it returns here once per candidate, confined, with the
 channel on descriptor 3. What a candidate may see: its own program, set-up code, call arguments or stdin.
 Never a test.
 """
 
 # The imports are what programs commonly import: done once here, shared by every fork.
-import bisect
 import collections
 import contextlib
 import copy
@@ -21,14 +20,13 @@ import itertools
 import math
 import operator
 import os
-import random
 import re
 import string
 import sys
 import types
 from typing import Any
 
-_WARM = (bisect, collections, copy, functools, heapq, itertools, math, operator, random, re, string)
+_WARM = (collections, copy, functools, heapq, itertools, math, operator, re, string)
 _LONGEST_MESSAGE = 300
 
 
@@ -133,10 +131,16 @@ class Candidate:
         """Answer calls (target, args, kwargs) until the judge hangs up; a target is a name or a handle."""
         if not self._load(source, before, after):
             return
+        known: dict[str, types.CodeType] = {}
         while True:
             target, args, kwargs = self._receive()
             try:
-                function = self.handles[target] if isinstance(target, int) else eval(target, self.names)
+                if isinstance(target, int):
+                    function = self.handles[target]
+                else:
+                    if target not in known:
+                        known[target] = compile(target, "<name>", "eval", dont_inherit=True)
+                    function = eval(known[target], self.names)
                 value = function(*args, **kwargs)
             except BaseException as error:
                 self._send_error(error, "raise")
@@ -264,28 +268,26 @@ def f(x: List[int]) -> int:
 
 def _warm_up(core: Any, plain: Any, settings: dict[str, Any]) -> None:
     """Do once what every candidate does: no fork then pays for what the interpreter sets up at first use."""
-    import _socket
-
-    ours, theirs = _socket.socketpair()
-    candidate = Candidate(core, plain, ours.fileno(), settings)
-    core.send(theirs.fileno(), core.encode(("batch", _FIRST_PROGRAM, "", "f", [[1], [0]])))
+    ours, theirs = core.socketpair()
+    candidate = Candidate(core, plain, ours, settings)
+    core.send(theirs, core.encode(("batch", _FIRST_PROGRAM, "", "f", [[1], [0]])))
     candidate.batch(*candidate._receive()[1:])
-    ours.close()
-    theirs.close()
+    os.close(ours)
+    os.close(theirs)
     del sys.modules["candidate"]
 
 
 def main() -> None:
     root, core_file, settings_text = sys.argv[1:]
     sys.path.insert(0, root)
-    core = _load("restrl._core", core_file).sandbox
+    core = _load("restrl._sandbox", core_file)
     plain = _load("restrl.sandbox.plain", os.path.join(os.path.dirname(__file__), "plain.py"))
     settings = core.decode(bytes.fromhex(settings_text))
     holder: Any = None
     if settings["tests"]:
         import restrl
 
-        vars(restrl)["_core"] = sys.modules["restrl._core"]
+        vars(restrl)["_sandbox"] = core
         from restrl.sandbox import beside
 
         holder = beside
@@ -303,10 +305,9 @@ def main() -> None:
     guard = holder.Guard() if holder is not None else None
     gc.collect()
     gc.freeze()
-    channel = core.serve(3, settings)
+    candidate = Candidate(core, plain, 3, settings)
+    core.serve(3, settings)
 
-    core.send(channel, b"R")
-    candidate = Candidate(core, plain, channel, settings)
     mode, *rest = candidate._receive()
     if holder is not None:
         if mode == "guarded":

@@ -9,15 +9,11 @@ import contextlib
 import os
 import signal
 import socket
-import struct
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from restrl.sandbox.native import CORE_FILE, core
 
-_ENDED = struct.Struct("iiq")
-_ASKED = struct.Struct("=cI")  # csrc/sandbox/zygote.h
-_FORKED = struct.Struct("=ci")  # csrc/sandbox/unconfined.cpp
 _PACKETS = socket.SOCK_SEQPACKET if core.confines else socket.SOCK_STREAM
 START_SECONDS = 10.0
 
@@ -82,47 +78,30 @@ class Zygote:
         if answer != b"R":
             raise InfrastructureError(answer[1:].decode(errors="replace") or "the zygote ended at start")
 
-    def fork(self, fds: list[int], scratch: bool, cpu_seconds: int) -> int:
-        """A new candidate that holds `fds` (channel, stdin, stdout): its pidfd, or its number, negative."""
+    def ask(self, fds: tuple[int, ...], scratch: bool, cpu_seconds: int) -> int:
+        """The channel of a new candidate that gets `fds` (stdin, stdout). It need not be there yet."""
         try:
-            asked = _ASKED.pack(b"s" if scratch else b"f", cpu_seconds)
-            socket.send_fds(self.socket, [asked], fds)
-            if not core.confines:
-                kind, pid = _FORKED.unpack(self._rest(b"", _FORKED.size))
-                if kind != b"F":
-                    raise InfrastructureError("the zygote ended")
-                return -int(pid)
-            kind, received, _, _ = socket.recv_fds(self.socket, 64, 1)
-        except OSError as error:  # TimeoutError is one
+            return int(core.ask(self.socket.fileno(), scratch, cpu_seconds, fds))
+        except OSError as error:
             raise InfrastructureError(f"zygote: {error}") from error
-        if kind != b"F" or len(received) != 1:
-            raise InfrastructureError("the zygote ended")
-        return received[0]
 
-    def _rest(self, data: bytes, size: int) -> bytes:
-        """`data` and what is missing of a message of `size` bytes: streams may give them one by one."""
-        while len(data) < size:
-            part = self.socket.recv(size - len(data))
-            if not part:
-                raise InfrastructureError("the zygote ended")
-            data += part
-        return data
+    def forked(self) -> tuple[int, float]:
+        """(pidfd, or its number, negative; monotonic seconds) of the candidate asked for. Once for each."""
+        return self._report(core.forked, START_SECONDS) or self._silent()
 
-    def ended(self, timeout: float) -> tuple[int, int, int] | None:
-        """(exit code or -signal, CPU microseconds, peak bytes) of the candidate; None if it runs on."""
-        self.socket.settimeout(max(timeout, 0.0) or 1e-6)
+    def ended(self, timeout: float) -> tuple[int, int, int, bool] | None:
+        """(exit code or -signal, CPU microseconds, peak bytes, whether it had been confined) of the candidate
+        that `forked` told of; None if it runs on."""
+        return self._report(core.ended, timeout)
+
+    def _report(self, kind: Any, timeout: float) -> Any:
         try:
-            data = self.socket.recv(1 + _ENDED.size)
-            if not core.confines:
-                data = self._rest(data, 1 + _ENDED.size)
-        except (TimeoutError, BlockingIOError):
-            return None
-        finally:
-            self.socket.settimeout(START_SECONDS)
-        if data[:1] != b"X":
-            raise InfrastructureError("the zygote ended")
-        code, kib, cpu = _ENDED.unpack(data[1:])
-        return code, cpu, kib << 10
+            return kind(self.socket.fileno(), max(timeout, 0.0))
+        except OSError as error:
+            raise InfrastructureError(str(error)) from error
+
+    def _silent(self) -> NoReturn:
+        raise InfrastructureError("the zygote did not fork")
 
     def memory_was_short(self) -> bool:
         """Whether the system killed any process for want of memory since this was last asked."""
