@@ -1,6 +1,6 @@
-#include "forkable.h"
-
 #include <Python.h>
+
+#include "forkable.h"
 
 #if defined(__GLIBC__)
 #include <dlfcn.h>
@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #endif
 
 namespace restrl {
@@ -82,28 +83,29 @@ int text_of(dl_phdr_info* info, std::size_t, void*) {
   return move() ? 0 : 1;
 }
 
-void fill_heap() {
-  malloc_trim(0);
-  const char* top = static_cast<const char*>(sbrk(0)) - kPage;
-  for (std::size_t size = 1 << 16; size >= 16; size = size > 2048 ? size / 2 : size - 16) {
-    for (;;) {
-      void* block = malloc(size);
-      if (block == nullptr) return;
-      if (static_cast<const char*>(block) >= top) {
-        free(block);
-        break;
-      }
-    }
+// Where the interpreter's arenas go: slots in aligned memory, the first ones first.
+constexpr std::size_t kArena = 1 << 20, kSlots = 8;
+char* slots = nullptr;
+bool taken[kSlots];
+PyObjectArenaAllocator others;  // for what does not fit there
+
+void* new_arena(void* context, std::size_t size) {
+  for (std::size_t i = 0; i < kSlots && size == kArena; ++i) {
+    if (!std::exchange(taken[i], true)) return slots + i * kArena;
   }
+  return others.alloc(context, size);
 }
 
-}  // namespace
-#endif
+void end_arena(void* context, void* arena, std::size_t size) {
+  const std::size_t offset = static_cast<std::size_t>(static_cast<char*>(arena) - slots);
+  if (offset >= kSlots * kArena) return others.free(context, arena, size);
+  madvise(arena, size, MADV_DONTNEED);
+  taken[offset / kArena] = false;
+}
 
-void make_forks_cheap() {
-#if defined(__GLIBC__)
-  dl_iterate_phdr(text_of, nullptr);
-  constexpr std::size_t kPool = 16384, kFirst = 48;  // CPython's pools, and what comes before the first block
+// New blocks of the interpreter's allocator come from the beginning of an unused pool, of any size.
+void fill_pools() {
+  constexpr std::size_t kPool = 16384, kFirst = 48;  // and what comes before its first block
   constexpr int kMost = 1 << 14;
   for (std::size_t size = 16; size <= 512; size += 16) {
     for (int i = 0; i < kMost; ++i) {
@@ -114,8 +116,66 @@ void make_forks_cheap() {
       }
     }
   }
-  fill_heap();
-#endif
 }
+
+std::uintptr_t heap_end() { return reinterpret_cast<std::uintptr_t>(sbrk(0)); }
+
+// New blocks of `malloc` come from the end of the heap.
+void fill_heap() {
+  constexpr std::size_t kLargest = 1 << 16;
+  const struct mallinfo2 about = mallinfo2();
+  const std::uintptr_t end = heap_end() - about.keepcost;
+  for (std::size_t size = kLargest; size >= 16; size = size > 2048 ? size / 2 : size - 16) {
+    for (;;) {
+      void* block = malloc(size);
+      if (block == nullptr) return;
+      if (reinterpret_cast<std::uintptr_t>(block) >= end - kPage) {
+        free(block);
+        break;
+      }
+    }
+  }
+}
+
+std::uintptr_t heap_begin = 0;  // of what was allocated after `allocate_in_huge_pages`
+
+}  // namespace
+
+void allocate_in_huge_pages() {
+  const std::size_t size = kSlots * kArena;
+  void* room = mmap(nullptr, size + kHuge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (room == MAP_FAILED) return;
+  const auto at = reinterpret_cast<std::uintptr_t>(room);
+  slots = reinterpret_cast<char*>((at + kHuge - 1) / kHuge * kHuge);
+  PyObject_GetArenaAllocator(&others);
+  PyObjectArenaAllocator ours{others.ctx, new_arena, end_arena};
+  PyObject_SetArenaAllocator(&ours);
+
+  // The heap goes on at the beginning of a huge page: memory up to there is taken and never touched.
+  mallopt(M_TOP_PAD, kHuge);
+  mallopt(M_MMAP_THRESHOLD, 2 * kHuge);
+  heap_begin = (heap_end() + kHuge - 1) / kHuge * kHuge;
+  const std::size_t free_bytes = mallinfo2().keepcost;
+  if (malloc(heap_begin - heap_end() + free_bytes) == nullptr) heap_begin = 0;
+}
+
+void make_forks_cheap() {
+  dl_iterate_phdr(text_of, nullptr);
+  fill_pools();
+  fill_heap();
+  for (std::size_t i = 0; i < kSlots; i += kHuge / kArena) {
+    if (slots != nullptr && taken[i]) madvise(slots + i * kArena, kHuge, kCollapse);
+  }
+  for (std::uintptr_t at = heap_begin; at != 0 && at + kHuge <= heap_end(); at += kHuge) {
+    madvise(reinterpret_cast<void*>(at), kHuge, kCollapse);
+  }
+}
+
+#else
+
+void allocate_in_huge_pages() {}
+void make_forks_cheap() {}
+
+#endif
 
 }  // namespace restrl

@@ -37,10 +37,9 @@ sb::Params params_from(const py::dict& d) {
 // Runs the zygote's loop. Returns only in a candidate: confined, its channel on descriptor 3.
 // The interpreter must be single-threaded.
 void serve(int control, const py::dict& settings) {
-  const sb::Params params = params_from(settings);
-  std::unique_ptr<sb::Zygote> zygote;
+  const sb::Zygote* zygote = nullptr;  // never deleted: a child would pay for the pages it touches
   try {
-    zygote = std::make_unique<sb::Zygote>(control, params);
+    zygote = new sb::Zygote(control, params_from(settings));
   } catch (const sb::SandboxError& error) {
     const std::string text = std::string("E") + error.what();
     if (send(control, text.data(), text.size(), sb::kNoSignal) < 0) _exit(1);
@@ -195,6 +194,7 @@ void register_sandbox(py::module_& m) {
         "The zygote's loop; returns in each candidate, confined, its channel on descriptor 3.");
   m.attr("confines") = bool(RESTRL_CONFINEMENT);  // built with namespaces, Landlock and seccomp
   m.def("landlock_version", &sb::landlock_version, "Version of Landlock in this kernel, 0 for none.");
+  m.def("allocate_in_huge_pages", &allocate_in_huge_pages, "At the start of a process that forks.");
   m.def("own_address_space", &sb::own_address_space, "Bytes of address space this process has mapped.");
   m.def("die_with_parent", &sb::die_with_parent, "End this process when the thread that started it ends.");
 }

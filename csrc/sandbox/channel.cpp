@@ -17,7 +17,7 @@ using Clock = std::chrono::steady_clock;
 class Deadline {
  public:
   explicit Deadline(std::int64_t ms)
-      : forever_(ms < 0), at_(Clock::now() + std::chrono::milliseconds(ms < 0 ? 0 : ms)) {}
+      : forever_(ms < 0), at_(ms < 0 ? Clock::time_point() : Clock::now() + std::chrono::milliseconds(ms)) {}
 
   // Milliseconds for poll: rounded up, so that a wait never ends before the deadline.
   int left() const {

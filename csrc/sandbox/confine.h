@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+struct sock_filter;  // linux/filter.h
+
 namespace restrl::sandbox {
 
 // A set-up step that the kernel refused; `what()` names the step and the reason.
@@ -52,7 +54,18 @@ void apply_landlock(int ruleset);
 // `own_files`: all that a candidate can write to is its own, so it may change modes and times.
 // `children`: it may fork, execute and signal what is in its pid namespace; nothing else is let through.
 void apply_zygote_seccomp(bool own_files, bool children = false);
-void apply_candidate_seccomp(bool children = false);
+
+// Made by the zygote, so that a child of it has nothing to allocate.
+class CandidateFilter {
+ public:
+  explicit CandidateFilter(bool children = false);
+  ~CandidateFilter();
+  void apply();  // to this process, which is then the only one that it may signal
+
+ private:
+  std::vector<sock_filter> code_;
+  std::vector<std::size_t> self_;  // the instructions that compare with the process
+};
 
 // For a zygote started by root: give up root's user, groups and capabilities for `kNobody`'s.
 void become_nobody();

@@ -18,6 +18,7 @@
 
 #include <cerrno>
 #include <cstddef>
+#include <utility>
 
 #include "sandbox/confine.h"
 
@@ -218,6 +219,16 @@ class Filter {
     load(kNrOffset);
   }
 
+  // Refuse every one of `numbers`.
+  void deny(const std::vector<int>& numbers) {
+    for (std::size_t left = numbers.size(); left > 0; --left) {
+      const auto nr = static_cast<unsigned>(numbers[numbers.size() - left]);
+      code_.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, nr, static_cast<unsigned char>(left), 0));
+    }
+    code_.push_back(BPF_STMT(BPF_JMP | BPF_JA, 1));
+    ret(kDeny);
+  }
+
   void give(int nr, unsigned action) {
     code_.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<unsigned>(nr), 0, 1));
     ret(action);
@@ -251,10 +262,9 @@ class Filter {
     ret(SECCOMP_RET_ALLOW);
   }
 
-  void install() {
+  std::vector<sock_filter> finish() {
     ret(otherwise_);
-    sock_fprog program{static_cast<unsigned short>(code_.size()), code_.data()};
-    if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) != 0) throw SandboxError("seccomp");
+    return std::move(code_);
   }
 
  private:
@@ -265,6 +275,11 @@ class Filter {
   std::vector<sock_filter> code_;
 };
 
+void install(std::vector<sock_filter>& code) {
+  const sock_fprog program{static_cast<unsigned short>(code.size()), code.data()};
+  if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) != 0) throw SandboxError("seccomp");
+}
+
 // What the zygote and a child before it is confined need, and a confined one must not have.
 constexpr int kZygoteOnly[] = {
     SYS_sendmsg, SYS_recvmsg,    SYS_setns,       SYS_unshare,      SYS_mount,         SYS_capset, SYS_setsid,
@@ -272,6 +287,7 @@ constexpr int kZygoteOnly[] = {
 };
 
 constexpr unsigned kWhole = 0xffffffffu;
+constexpr unsigned kSelf = 0x7fffffffu;  // no process has this number: the place of the one that is confined
 
 }  // namespace
 
@@ -321,16 +337,18 @@ void apply_zygote_seccomp(bool own_files, bool children) {
   filter.allow_if(SYS_getsockopt,
                   {{1, kWhole, {SOL_SOCKET}},
                    {2, kWhole, {SO_TYPE, SO_ERROR, SO_DOMAIN, SO_PROTOCOL, SO_SNDBUF, SO_RCVBUF}}});
-  filter.install();
+  std::vector<sock_filter> code = filter.finish();
+  install(code);
 }
 
-void apply_candidate_seccomp(bool children) {
-  const auto self = static_cast<unsigned>(getpid());
+CandidateFilter::CandidateFilter(bool children) {
   Filter filter(
       SECCOMP_RET_ALLOW);  // of what the zygote's filter lets through; the kernel takes the stricter
+  std::vector<int> denied;
   for (int nr : kZygoteOnly) {
-    if (nr != SYS_setsid || !children) filter.give(nr, kDeny);
+    if (nr != SYS_setsid || !children) denied.push_back(nr);
   }
+  filter.deny(denied);
 
   // Threads, and no namespaces with them; processes only where it may have them, and its own.
   constexpr unsigned kNamespaces = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC |
@@ -340,12 +358,22 @@ void apply_candidate_seccomp(bool children) {
   } else {
     filter.allow_if(SYS_clone, {{0, CLONE_THREAD | kNamespaces, {CLONE_THREAD}}});
     // Signals: to itself only. With children its pid namespace is what keeps them from others.
-    filter.allow_if(SYS_kill, {{0, kWhole, {self}}});
-    filter.allow_if(SYS_tgkill, {{0, kWhole, {self}}});
+    filter.allow_if(SYS_kill, {{0, kWhole, {kSelf}}});
+    filter.allow_if(SYS_tgkill, {{0, kWhole, {kSelf}}});
   }
-  filter.allow_if(SYS_prlimit64, {{0, kWhole, {0, self}}});
+  filter.allow_if(SYS_prlimit64, {{0, kWhole, {0, kSelf}}});
   filter.allow_if(SYS_prctl, {{0, kWhole, {PR_SET_NAME, PR_GET_NAME, PR_GET_DUMPABLE, PR_SET_VMA}}});
-  filter.install();
+  code_ = filter.finish();
+  for (std::size_t i = 0; i < code_.size(); ++i) {
+    if (BPF_CLASS(code_[i].code) == BPF_JMP && code_[i].k == kSelf) self_.push_back(i);
+  }
+}
+
+CandidateFilter::~CandidateFilter() = default;
+
+void CandidateFilter::apply() {
+  for (std::size_t i : self_) code_[i].k = static_cast<unsigned>(getpid());
+  install(code_);
 }
 
 }  // namespace restrl::sandbox

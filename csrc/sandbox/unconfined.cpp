@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "sandbox/channel.h"
 #include "sandbox/confine.h"
@@ -60,7 +61,7 @@ int landlock_version() { return 0; }
 std::uint64_t own_address_space() { return 0; }
 void die_with_parent() {}  // the judge's own thread and the zygote's poll see to it
 
-Zygote::Zygote(int control, const Params& params) : control_(control), params_(params) {
+Zygote::Zygote(int control, Params params) : control_(control), params_(std::move(params)) {
   if (params_.namespaces || params_.landlock || params_.seccomp)
     throw SandboxError("confinement", "not on this system");
   if (chdir("/") != 0 || pipe(ended_pipe) != 0) throw SandboxError("set-up");

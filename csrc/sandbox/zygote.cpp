@@ -11,6 +11,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 namespace restrl::sandbox {
 namespace {
@@ -39,7 +40,7 @@ void send_to_judge(int socket, const void* data, std::size_t size, int fd) {
 
 }  // namespace
 
-Zygote::Zygote(int control, const Params& params) : control_(control), params_(params) {
+Zygote::Zygote(int control, Params params) : control_(control), params_(std::move(params)) {
   if (params_.children && !params_.namespaces) throw SandboxError("children", "only in a pid namespace");
   go_first_out_of_memory();
   if (params_.namespaces) {
@@ -56,7 +57,10 @@ Zygote::Zygote(int control, const Params& params) : control_(control), params_(p
   confined_ = shared_flag();
   set_common_limits();
   no_new_privileges();
-  if (params_.seccomp) apply_zygote_seccomp(params_.namespaces, params_.children);
+  if (params_.seccomp) {
+    apply_zygote_seccomp(params_.namespaces, params_.children);
+    filter_ = std::make_shared<CandidateFilter>(params_.children);
+  }
 }
 
 int Zygote::ruleset(bool scratch) const {
@@ -122,7 +126,7 @@ void Zygote::in_child(const Request& request) const {
   if (rules >= 0) apply_landlock(rules);
   if (syscall(SYS_close_range, static_cast<unsigned>(kChannel) + 1, ~0u, 0u) != 0)
     throw SandboxError("close_range");
-  if (params_.seccomp) apply_candidate_seccomp(params_.children);
+  if (filter_) filter_->apply();
   *confined_ = true;
   munmap(confined_, sizeof *confined_);
 }

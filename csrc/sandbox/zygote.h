@@ -11,6 +11,7 @@
 
 #include <sys/types.h>
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -49,7 +50,7 @@ struct __attribute__((packed)) Ended {
 class Zygote {
  public:
   // `control` is the socket to the judge. Enters the namespaces if `params` asks for them.
-  Zygote(int control, const Params& params);
+  Zygote(int control, Params params);
 
   bool receive(Request& request) const;  // false: the judge is gone
   void before_fork() const;
@@ -65,6 +66,7 @@ class Zygote {
   int ruleset_ = -1;
   std::uint64_t others_ = 0;  // tasks that may share the candidates' user
   pid_t zygote_ = -1;
+  std::shared_ptr<CandidateFilter> filter_;
   // Shared with the candidate until it is confined: it says so here, and unmaps it before anything else runs.
   bool* confined_ = nullptr;
 };

@@ -56,7 +56,7 @@ bool refused(long result, int reason) { return result < 0 && errno == reason; }
   expect(in_child([] {
            sb::no_new_privileges();
            sb::apply_zygote_seccomp(true);
-           sb::apply_candidate_seccomp();
+           sb::CandidateFilter().apply();
            return refused(fork(), EPERM) && refused(socket(AF_INET, SOCK_STREAM, 0), EPERM) &&
                   refused(kill(getppid(), 0), EPERM) && kill(getpid(), 0) == 0 &&
                   refused(syscall(SYS_memfd_create, "x", 0), EPERM) &&
@@ -69,7 +69,7 @@ bool refused(long result, int reason) { return result < 0 && errno == reason; }
   expect(in_child([] {
            sb::no_new_privileges();
            sb::apply_zygote_seccomp(true);
-           sb::apply_candidate_seccomp();
+           sb::CandidateFilter().apply();
            int pair[2], sum = 0;
            std::thread thread([&] { sum = 42; });
            thread.join();
@@ -84,7 +84,7 @@ bool refused(long result, int reason) { return result < 0 && errno == reason; }
   expect(in_child([] {
            sb::no_new_privileges();
            sb::apply_zygote_seccomp(false);
-           sb::apply_candidate_seccomp();
+           sb::CandidateFilter().apply();
            int ends[2];
            return pipe2(ends, 0) == 0 && fcntl(ends[0], F_GETFL) >= 0 && fcntl(ends[0], F_DUPFD, 9) == 9 &&
                   refused(fcntl(ends[0], F_SETOWN, getppid()), EPERM) &&
@@ -105,7 +105,7 @@ bool refused(long result, int reason) { return result < 0 && errno == reason; }
   const auto confine = [] {
     sb::no_new_privileges();
     sb::apply_zygote_seccomp(true, true);
-    sb::apply_candidate_seccomp(true);
+    sb::CandidateFilter(true).apply();
   };
   expect(in_child([&] {
            confine();

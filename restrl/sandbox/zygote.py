@@ -7,6 +7,24 @@ channel on descriptor 3. What a candidate may see: its own program, set-up code,
 Never a test.
 """
 
+import sys
+from importlib.machinery import ExtensionFileLoader, ModuleSpec, SourceFileLoader
+
+
+def _load(name, loader):  # type: ignore[no-untyped-def]
+    spec = ModuleSpec(name, loader, origin=loader.path)
+    module = loader.create_module(spec) or type(sys)(name)
+    module.__spec__ = spec
+    sys.modules[name] = module
+    loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":  # first of all, so that all that follows lies in huge pages
+    sys.path.insert(0, sys.argv[1])
+    core = _load("restrl._sandbox", ExtensionFileLoader("restrl._sandbox", sys.argv[2]))
+    core.allocate_in_huge_pages()
+
 # The imports are what programs commonly import: done once here, shared by every fork.
 import collections
 import contextlib
@@ -14,7 +32,6 @@ import copy
 import functools
 import gc
 import heapq
-import importlib.util
 import io
 import itertools
 import math
@@ -22,22 +39,11 @@ import operator
 import os
 import re
 import string
-import sys
 import types
 from typing import Any
 
 _WARM = (collections, copy, functools, heapq, itertools, math, operator, re, string)
 _LONGEST_MESSAGE = 300
-
-
-def _load(name: str, path: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def _add_site_builtins() -> None:
@@ -278,10 +284,10 @@ def _warm_up(core: Any, plain: Any, settings: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    root, core_file, settings_text = sys.argv[1:]
-    sys.path.insert(0, root)
-    core = _load("restrl._sandbox", core_file)
-    plain = _load("restrl.sandbox.plain", os.path.join(os.path.dirname(__file__), "plain.py"))
+    root, _, settings_text = sys.argv[1:]
+    os.environ.clear()
+    path = os.path.join(os.path.dirname(__file__), "plain.py")
+    plain = _load("restrl.sandbox.plain", SourceFileLoader("restrl.sandbox.plain", path))
     settings = core.decode(bytes.fromhex(settings_text))
     holder: Any = None
     if settings["tests"]:

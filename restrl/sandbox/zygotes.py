@@ -58,7 +58,9 @@ class Zygote:
             (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
             (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),
         ]
-        self.pid = os.posix_spawn(sys.executable, arguments, {}, file_actions=actions)
+        # Functions of libraries are looked up at its start, not in every candidate; it forgets the variable.
+        now = {"LD_BIND_NOW": "1"}
+        self.pid = os.posix_spawn(sys.executable, arguments, now, file_actions=actions)
         theirs.close()
         high.close()
         self.socket = ours
