@@ -184,6 +184,7 @@ void register_sandbox(py::module_& m) {
   m.def("send", &send_bytes, py::arg("fd"), py::arg("data"), py::arg("timeout") = -1.0,
         "Write one message; False where the other side is gone or does not read in time.");
   m.def("socketpair", &socketpair_of_streams, "Two descriptors, connected.");
+  m.def("hang_up", [](int fd) { shutdown(fd, SHUT_WR); }, "Nothing more is written to `fd`; it can be read.");
   m.def("ask", &ask, py::arg("control"), py::arg("scratch"), py::arg("cpu_seconds"), py::arg("fds"),
         "Ask a zygote for a candidate that gets `fds` as stdin and stdout: our end of its channel.");
   m.def("forked", &forked, py::arg("control"), py::arg("timeout"),

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <utility>
 
 namespace restrl::sandbox {
 namespace {
@@ -18,6 +19,8 @@ class Deadline {
  public:
   explicit Deadline(std::int64_t ms)
       : forever_(ms < 0), at_(ms < 0 ? Clock::time_point() : Clock::now() + std::chrono::milliseconds(ms)) {}
+
+  bool forever() const { return forever_; }
 
   // Milliseconds for poll: rounded up, so that a wait never ends before the deadline.
   int left() const {
@@ -31,18 +34,24 @@ class Deadline {
   Clock::time_point at_;
 };
 
-// Reads until `size` bytes are there.
-Received read_all(int fd, char* data, std::size_t size, const Deadline& deadline, int keeper) {
+// Reads until `size` bytes are there, of a message's beginning or (not `first`) of what follows at once.
+Received read_all(int fd, char* data, std::size_t size, const Deadline& deadline, int keeper, bool first) {
   std::size_t have = 0;
+  // Who has nothing else to look at waits in the call itself; a reader with a keeper asks for what takes a while.
+  const bool alone = deadline.forever() && keeper < 0;
+  bool look = first && keeper >= 0;
   while (have < size) {
-    const ssize_t n = recv(fd, data + have, size - have, MSG_DONTWAIT);
+    const ssize_t n =
+        look ? -1 : recv(fd, data + have, size - have, alone ? MSG_WAITALL : MSG_DONTWAIT);
     if (n > 0) {
       have += static_cast<std::size_t>(n);
       continue;
     }
     if (n == 0) return Received::closed;
-    if (errno == EINTR) continue;
-    if (errno != EAGAIN) return Received::closed;
+    if (!std::exchange(look, false)) {
+      if (errno == EINTR) continue;
+      if (errno != EAGAIN) return Received::closed;
+    }
     const int left = deadline.left();
     if (left == 0) return have == 0 ? Received::timeout : Received::cut;
     pollfd watch[2] = {{fd, POLLIN, 0}, {keeper, 0, 0}};
@@ -58,11 +67,11 @@ Received receive_message(int fd, std::string& out, std::int64_t timeout_ms, std:
                          int keeper) {
   const Deadline deadline(timeout_ms);
   std::uint32_t size = 0;
-  Received got = read_all(fd, reinterpret_cast<char*>(&size), sizeof size, deadline, keeper);
+  Received got = read_all(fd, reinterpret_cast<char*>(&size), sizeof size, deadline, keeper, true);
   if (got != Received::message) return got;
   if (size > max_bytes) return Received::too_long;
   out.resize(size);
-  got = read_all(fd, out.data(), size, deadline, keeper);
+  got = read_all(fd, out.data(), size, deadline, keeper, false);
   return got == Received::timeout ? Received::cut : got;
 }
 

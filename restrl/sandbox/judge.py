@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import fcntl
 import functools
+import gc
 import os
 import select
 import signal
@@ -243,6 +244,8 @@ def main(settings: dict[str, Any], zygote: Zygote) -> None:
     except InfrastructureError as error:
         core.send(CALLER, core.encode(("refused", str(error))))
         return
+    gc.collect()
+    gc.freeze()  # what is there now stays: no later collection looks through it
     core.send(CALLER, core.encode(("ready",)))
     decode = functools.lru_cache(maxsize=256)(core.decode)
     for number, program, payload, options in _requests():

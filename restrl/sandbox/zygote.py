@@ -56,6 +56,10 @@ def _add_site_builtins() -> None:
     names["help"] = _sitebuiltins._Helper()
 
 
+class _HungUp(BaseException):
+    """The judge wants no more answers."""
+
+
 class Candidate:
     """One confined process: loads a program and answers calls, or runs it as a script."""
 
@@ -88,7 +92,7 @@ class Candidate:
     def _receive(self) -> Any:
         data = self.core.receive(self.channel)
         if not isinstance(data, bytes):
-            os._exit(0)
+            raise _HungUp
         return self.core.decode(data, self._restore)
 
     def _send_value(self, value: Any) -> None:
@@ -262,6 +266,7 @@ def _open_standard_paths() -> None:
     io.open = vars(sys.modules["builtins"])["open"] = open
 
 
+_WARM_UPS = 20  # after which the interpreter has made its own code as fast as it can
 _FIRST_PROGRAM = """\
 from typing import List
 def f(x: List[int]) -> int:
@@ -274,12 +279,19 @@ def f(x: List[int]) -> int:
 
 def _warm_up(core: Any, plain: Any, settings: dict[str, Any]) -> None:
     """Do once what every candidate does: no fork then pays for what the interpreter sets up at first use."""
-    ours, theirs = core.socketpair()
-    candidate = Candidate(core, plain, ours, settings)
-    core.send(theirs, core.encode(("batch", _FIRST_PROGRAM, "", "f", [[1], [0]])))
-    candidate.batch(*candidate._receive()[1:])
-    os.close(ours)
-    os.close(theirs)
+    for _ in range(_WARM_UPS):
+        ours, theirs = core.socketpair()
+        candidate = Candidate(core, plain, ours, settings)
+        core.send(theirs, core.encode(("batch", _FIRST_PROGRAM, "", "f", [[1], [0]])))
+        candidate.batch(*candidate._receive()[1:])
+        for message in (("serve", _FIRST_PROGRAM, "", ""), ("f", ([1],), {}), ("f", ([0],), {})):
+            core.send(theirs, core.encode(message))
+        mode, *rest = candidate._receive()
+        core.hang_up(theirs)
+        with contextlib.suppress(_HungUp):
+            candidate.serve(*rest)
+        os.close(ours)
+        os.close(theirs)
     del sys.modules["candidate"]
 
 
@@ -314,19 +326,16 @@ def main() -> None:
     candidate = Candidate(core, plain, 3, settings)
     core.serve(3, settings)
 
-    mode, *rest = candidate._receive()
-    if holder is not None:
+    try:
+        mode, *rest = candidate._receive()
         if mode == "guarded":
             holder.guarded(guard, rest[0], candidate._receive)
-        else:
+        elif holder is not None:
             {"split": holder.split, "context": holder.context}[mode](settings, rest[0])
-        os._exit(0)
-    if mode == "serve":
-        candidate.serve(*rest)
-    elif mode == "batch":
-        candidate.batch(*rest)
-    elif mode == "script":
-        candidate.script(*rest)
+        else:
+            {"serve": candidate.serve, "batch": candidate.batch, "script": candidate.script}[mode](*rest)
+    except _HungUp:
+        pass
     os._exit(0)
 
 
