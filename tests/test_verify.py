@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,28 @@ def test_validate(tmp_path: Path, problems: Path, capsys: pytest.CaptureFixture[
     assert "HumanEval/2: no reference solution" in capsys.readouterr().out
     with pytest.raises(RestrlError, match="no problem has a reference solution"):
         validate_file(write(tmp_path / "m.jsonl", [problem(1, canonical_solution="")]))
+
+
+def test_a_slow_reference_solution_runs_again_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow = problem(1, canonical_solution="    import time\n    time.sleep(1.2)\n    return x + 1\n")
+    assert validate_file(write(tmp_path / "s.jsonl", [slow, problem(2)]), timeout=0.8)
+    said = capsys.readouterr().out
+    assert re.search(r"^HumanEval/1: passed, slow: 1\.\d s .* the limit of 0\.8 s", said)
+    assert ": passed 1, passed slowly 1 (" in said
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [("while True: pass", "timeout"), ("import time\n    time.sleep(1.2)\n    return 0", "timeout")],
+)
+def test_a_reference_solution_that_hangs_or_is_slow_and_wrong_does_not_pass(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], body: str, status: str
+) -> None:
+    row = problem(1, canonical_solution=f"    {body}\n")
+    assert not validate_file(write(tmp_path / "h.jsonl", [row]), timeout=0.8)
+    assert f"HumanEval/1: {status}, 1 of 1 tests" in capsys.readouterr().out
 
 
 def test_a_test_that_compares_the_candidate_with_itself(tmp_path: Path) -> None:

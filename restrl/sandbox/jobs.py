@@ -13,10 +13,23 @@ from restrl.problems.typed import typed_arguments
 from restrl.records import Asserts, Calls, Check, Context, Inputs, Problem, Stdio, Unittest
 from restrl.sandbox.remote import wants_scratch
 
-# Call-based APPS programs, and all of LiveCodeBench, were written where these names are there already.
+# Call-based APPS programs, and all of LiveCodeBench, were written where these names are there already. Of its
+# lines a program gets those that it needs (judge.py:names_for).
 _USUAL_NAMES = """\
-import bisect, collections, copy, fractions, functools, heapq, itertools, math, operator, random, re
-import string, sys, time
+import bisect
+import collections
+import copy
+import fractions
+import functools
+import heapq
+import itertools
+import math
+import operator
+import random
+import re
+import string
+import sys
+import time
 from bisect import bisect_left, bisect_right, insort
 from collections import ChainMap, Counter, OrderedDict, defaultdict, deque
 from functools import cache, cmp_to_key, lru_cache, reduce

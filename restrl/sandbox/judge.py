@@ -12,6 +12,7 @@ import fcntl
 import functools
 import gc
 import os
+import re
 import select
 import signal
 import sys
@@ -34,6 +35,18 @@ def _compiled(source: str) -> Any:
     return compile(source, "<tests>", "exec", dont_inherit=True)
 
 
+_BY_TEXT = {"exec", "eval", "compile", "globals", "locals", "vars", "dir", "getattr"}
+
+
+def names_for(program: str, imports: str) -> str:
+    """Those lines of `imports` of which the program says a name, or all if it can look names up by their text."""
+    words = set(re.findall(r"\w+", program))
+    if words & _BY_TEXT:
+        return imports
+    lines = imports.splitlines(keepends=True)
+    return "".join(line for line in lines if words & set(re.findall(r"\w+", line.partition("import")[2])))
+
+
 def _same_answer(candidate: Candidate, want: Any, wrapped: bool) -> bool:
     return same_call(candidate.answer(), want, wrapped)
 
@@ -46,9 +59,10 @@ def _holds(source: str, names: dict[str, Any]) -> bool:
 def judge_calls(item: Item) -> None:
     tests = item.tests
     arguments, expected = tests["inputs"], tests["expected"]
+    before = names_for(item.program, tests["before"])
     while len(item.statuses) < len(arguments):
         first = len(item.statuses)
-        candidate = item.start(("batch", item.program, tests["before"], tests["fn_name"], arguments[first:]))
+        candidate = item.start(("batch", item.program, before, tests["fn_name"], arguments[first:]))
         for want in expected[first:]:
             item.one(functools.partial(_same_answer, candidate, want, tests["wrapped"]))
             if not candidate.alive:
@@ -120,7 +134,7 @@ def judge_stdio(item: Item) -> None:
         out, into = os.pipe()
         try:
             item.finish()
-            job = ("script", item.program, tests["before"])
+            job = ("script", item.program, names_for(item.program, tests["before"]))
             candidate = item.candidate = Candidate(item.zygote, job, (stdin, into), None, item.cpu_seconds)
         finally:
             os.close(stdin)

@@ -14,7 +14,7 @@ from importlib.machinery import ExtensionFileLoader, ModuleSpec, SourceFileLoade
 def _load(name, loader):  # type: ignore[no-untyped-def]
     spec = ModuleSpec(name, loader, origin=loader.path)
     module = loader.create_module(spec) or type(sys)(name)
-    module.__spec__ = spec
+    module.__spec__, module.__file__ = spec, loader.path
     sys.modules[name] = module
     loader.exec_module(module)
     return module
