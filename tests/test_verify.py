@@ -132,19 +132,16 @@ def test_a_slow_reference_solution_runs_again_alone(
     assert validate_file(write(tmp_path / "s.jsonl", [slow, problem(2)]), timeout=0.8)
     said = capsys.readouterr().out
     assert re.search(r"^HumanEval/1: passed, slow: 1\.\d s .* the limit of 0\.8 s", said)
-    assert ": passed 1, passed slowly 1 (" in said
+    assert "passed slowly 1" in said
 
 
-@pytest.mark.parametrize(
-    ("body", "status"),
-    [("while True: pass", "timeout"), ("import time\n    time.sleep(1.2)\n    return 0", "timeout")],
-)
+@pytest.mark.parametrize("body", ["while True: pass", "import time\n    time.sleep(1.2)\n    return 0"])
 def test_a_reference_solution_that_hangs_or_is_slow_and_wrong_does_not_pass(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], body: str, status: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], body: str
 ) -> None:
     row = problem(1, canonical_solution=f"    {body}\n")
     assert not validate_file(write(tmp_path / "h.jsonl", [row]), timeout=0.8)
-    assert f"HumanEval/1: {status}, 1 of 1 tests" in capsys.readouterr().out
+    assert "HumanEval/1: timeout, 1 of 1 tests" in capsys.readouterr().out
 
 
 def test_a_test_that_compares_the_candidate_with_itself(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 // these without the rest of restrl.
 #include <Python.h>
 #include <pybind11/stl.h>
+#include <fcntl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -41,12 +42,12 @@ void serve(int control, const py::dict& settings) {
   try {
     zygote = new sb::Zygote(control, params_from(settings));
   } catch (const sb::SandboxError& error) {
-    const std::string text = std::string("E") + error.what();
-    if (send(control, text.data(), text.size(), sb::kNoSignal) < 0) _exit(1);
+    const std::string text = error.what();
+    sb::send_message(control, text.data(), text.size(), 1000);
     _exit(1);
   }
   make_forks_cheap();
-  if (send(control, "R", 1, sb::kNoSignal) != 1) _exit(0);
+  if (!sb::send_message(control, "", 0, 1000)) _exit(0);  // ready
   sb::Request request;
   while (zygote->receive(request)) {
     zygote->before_fork();
@@ -101,9 +102,10 @@ bool send_bytes(int fd, const py::bytes& data, double timeout) {
   return sb::send_message(fd, text, size, timeout < 0 ? -1 : static_cast<std::int64_t>(timeout * 1000));
 }
 
-std::pair<int, int> socketpair_of_streams() {
+std::pair<int, int> socketpair_closed_on_exec() {
   int ends[2];
   if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends) != 0) throw sb::SandboxError("socketpair");
+  for (int end : ends) fcntl(end, F_SETFD, FD_CLOEXEC);
   return {ends[0], ends[1]};
 }
 
@@ -183,7 +185,7 @@ void register_sandbox(py::module_& m) {
         "process behind `keeper` hung up).");
   m.def("send", &send_bytes, py::arg("fd"), py::arg("data"), py::arg("timeout") = -1.0,
         "Write one message; False where the other side is gone or does not read in time.");
-  m.def("socketpair", &socketpair_of_streams, "Two descriptors, connected.");
+  m.def("socketpair", &socketpair_closed_on_exec, "Two descriptors, connected.");
   m.def("hang_up", [](int fd) { shutdown(fd, SHUT_WR); }, "Nothing more is written to `fd`; it can be read.");
   m.def("ask", &ask, py::arg("control"), py::arg("scratch"), py::arg("cpu_seconds"), py::arg("fds"),
         "Ask a zygote for a candidate that gets `fds` as stdin and stdout: our end of its channel.");

@@ -5,9 +5,10 @@ Lazy on purpose: judges import this package too, and need none of what the calle
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as in typing, which takes its time
 if TYPE_CHECKING:
+    from typing import Any
+
     from restrl.sandbox.verifier import Pending, Stats, Verdict, Verifier
 
 __all__ = ["Pending", "Stats", "Verdict", "Verifier"]

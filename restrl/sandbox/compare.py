@@ -6,10 +6,10 @@ import io
 import itertools
 import math
 from collections.abc import Iterator
-from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_RELATIVE, _ABSOLUTE = Decimal("1e-5"), Decimal("1e-8")
+if TYPE_CHECKING:  # most outputs are the same text: a judge starts without it
+    from decimal import Decimal
 
 
 def listed(value: Any) -> Any:
@@ -32,6 +32,8 @@ def same_call(got: Any, expected: Any, wrapped: bool) -> bool:
 def _number(token: str) -> Decimal | None:
     if "_" in token or not token.isascii():  # Python reads 1_1 as 11, and digits of any script; tests do not
         return None
+    from decimal import Decimal, InvalidOperation
+
     try:
         value = Decimal(token)
     except InvalidOperation:
@@ -52,7 +54,7 @@ def _same_token(got: str, expected: str, tolerant: bool) -> bool:
         return True
     # Only what is written as a fraction may differ in its last places: 5500 is not 5500.0055.
     written_as_fraction = not expected.lstrip("+-").isdigit()
-    return tolerant and written_as_fraction and abs(have - want) <= _ABSOLUTE + _RELATIVE * abs(want)
+    return tolerant and written_as_fraction and abs(have - want) * 10**8 <= 1 + 1000 * abs(want)
 
 
 def same_output(got: str, expected: str, tolerant: bool) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from restrl import _sandbox
+
+TYPE_CHECKING = False  # as in typing, which takes its time
+if TYPE_CHECKING:
+    from typing import Any
 
 core: Any = _sandbox
 CORE_FILE = str(core.__file__)

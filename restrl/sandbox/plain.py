@@ -214,9 +214,9 @@ def export(value: Any) -> tuple[str, Any] | None:
     if kind in _VIEWS:
         return _VIEWS[kind], list(value)
     module, name = kind.__module__, kind.__name__
-    if type(module) is str and (found := _RARE.get(f"{module}.{name}")) is not None:
-        if vars(sys.modules.get(module, builtins)).get(name) is kind:
-            return found[0], found[1](value)
+    rare = _RARE.get(f"{module}.{name}") if type(module) is str else None
+    if rare is not None and vars(sys.modules.get(module, builtins)).get(name) is kind:
+        return rare[0], rare[1](value)
     if (kind.__module__ == "builtins" and "__next__" in kind.__dict__) or kind.__module__ == "itertools":
         items = list(itertools.islice(value, MAX_ITERATOR_ITEMS + 1))
         return ("iterator", items) if len(items) <= MAX_ITERATOR_ITEMS else None

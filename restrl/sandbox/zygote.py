@@ -1,29 +1,9 @@
-"""The process that forks candidates, and what runs in them. A script, started with an empty environment.
-
-    python -I -S zygote.py ROOT CORE.so SETTINGS    (restrl's parent folder, its core, codec bytes in hex)
+"""The process that forks candidates, and what runs in them. Started by zygotes.py, without an environment.
 
 The parent loop is C++ (`restrl._sandbox.serve`); it returns here once per candidate, confined, with the
 channel on descriptor 3. What a candidate may see: its own program, set-up code, call arguments or stdin.
 Never a test.
 """
-
-import sys
-from importlib.machinery import ExtensionFileLoader, ModuleSpec, SourceFileLoader
-
-
-def _load(name, loader):  # type: ignore[no-untyped-def]
-    spec = ModuleSpec(name, loader, origin=loader.path)
-    module = loader.create_module(spec) or type(sys)(name)
-    module.__spec__, module.__file__ = spec, loader.path
-    sys.modules[name] = module
-    loader.exec_module(module)
-    return module
-
-
-if __name__ == "__main__":  # first of all, so that all that follows lies in huge pages
-    sys.path.insert(0, sys.argv[1])
-    core = _load("restrl._sandbox", ExtensionFileLoader("restrl._sandbox", sys.argv[2]))
-    core.allocate_in_huge_pages()
 
 # The imports are what programs commonly import: done once here, shared by every fork.
 import collections
@@ -39,6 +19,7 @@ import operator
 import os
 import re
 import string
+import sys
 import types
 from typing import Any
 
@@ -266,7 +247,7 @@ def _open_standard_paths() -> None:
     io.open = vars(sys.modules["builtins"])["open"] = open
 
 
-_WARM_UPS = 20  # after which the interpreter has made its own code as fast as it can
+_WARM_UPS = 10  # after which the interpreter has made its own code as fast as it can
 _FIRST_PROGRAM = """\
 from typing import List
 def f(x: List[int]) -> int:
@@ -284,22 +265,20 @@ def _warm_up(core: Any, plain: Any, settings: dict[str, Any]) -> None:
         candidate = Candidate(core, plain, ours, settings)
         core.send(theirs, core.encode(("batch", _FIRST_PROGRAM, "", "f", [[1], [0]])))
         candidate.batch(*candidate._receive()[1:])
-        for message in (("serve", _FIRST_PROGRAM, "", ""), ("f", ([1],), {}), ("f", ([0],), {})):
+        calls: list[Any] = [("serve", _FIRST_PROGRAM, "", ""), ("f", ([1],), {}), ("f", ([0],), {})]
+        for message in calls:
             core.send(theirs, core.encode(message))
-        mode, *rest = candidate._receive()
+        job = candidate._receive()
         core.hang_up(theirs)
         with contextlib.suppress(_HungUp):
-            candidate.serve(*rest)
+            candidate.serve(*job[1:])
         os.close(ours)
         os.close(theirs)
     del sys.modules["candidate"]
 
 
-def main() -> None:
-    root, _, settings_text = sys.argv[1:]
+def main(core: Any, plain: Any, settings_text: str) -> None:
     os.environ.clear()
-    path = os.path.join(os.path.dirname(__file__), "plain.py")
-    plain = _load("restrl.sandbox.plain", SourceFileLoader("restrl.sandbox.plain", path))
     settings = core.decode(bytes.fromhex(settings_text))
     holder: Any = None
     if settings["tests"]:
@@ -309,7 +288,7 @@ def main() -> None:
         from restrl.sandbox import beside
 
         holder = beside
-    sys.path.remove(root)
+    del sys.path[0]
     sys.argv = [""]
     sys.orig_argv = ["python"]
     sys.path += settings["sys_path"]
@@ -333,11 +312,12 @@ def main() -> None:
         elif holder is not None:
             {"split": holder.split, "context": holder.context}[mode](settings, rest[0])
         else:
-            {"serve": candidate.serve, "batch": candidate.batch, "script": candidate.script}[mode](*rest)
+            modes: dict[str, Any] = {
+                "serve": candidate.serve,
+                "batch": candidate.batch,
+                "script": candidate.script,
+            }
+            modes[mode](*rest)
     except _HungUp:
         pass
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

@@ -5,17 +5,34 @@ Imports little: a judge starts its zygote before it loads the rest of itself.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import socket
 import sys
-from typing import Any, NoReturn
 
 from restrl.sandbox.native import CORE_FILE, core
 
-_PACKETS = socket.SOCK_SEQPACKET if core.confines else socket.SOCK_STREAM
+TYPE_CHECKING = False  # as in typing, which takes its time
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
 START_SECONDS = 10.0
+# The native part comes first, so that all that follows lies in huge pages.
+_PROGRAM = """\
+import sys
+from importlib.machinery import ExtensionFileLoader, ModuleSpec, SourceFileLoader
+def load(name, loader):
+    spec = ModuleSpec(name, loader, origin=loader.path)
+    module = loader.create_module(spec) or type(sys)(name)
+    module.__spec__, module.__file__ = spec, loader.path
+    sys.modules[name] = module
+    loader.exec_module(module)
+    return module
+_, root, core_file, zygote_file, plain_file, settings = sys.argv
+sys.path.insert(0, root)
+core = load("restrl._sandbox", ExtensionFileLoader("restrl._sandbox", core_file))
+core.allocate_in_huge_pages()
+plain = load("restrl.sandbox.plain", SourceFileLoader("restrl.sandbox.plain", plain_file))
+load("restrl.sandbox.zygote", SourceFileLoader("restrl.sandbox.zygote", zygote_file)).main(core, plain, settings)
+"""
 
 
 class InfrastructureError(Exception):
@@ -45,15 +62,16 @@ class Zygote:
             settings = {**settings, "children": True, "processes": 32, "readable": readable}
         else:
             settings = {**settings, "programs": []}
-        ours, theirs = socket.socketpair(socket.AF_UNIX, _PACKETS)
+        self.control, theirs = core.socketpair()
         here = os.path.dirname(os.path.realpath(__file__))
         root = os.path.dirname(os.path.dirname(here))
-        program = [sys.executable, "-I", "-S", "-X", "utf8", os.path.join(here, "zygote.py"), root]
-        arguments = [*program, CORE_FILE, core.encode({**settings, "tests": tests}).hex()]
+        files = [root, CORE_FILE, os.path.join(here, "zygote.py"), os.path.join(here, "plain.py")]
+        program = [sys.executable, "-I", "-S", "-X", "utf8", "-c", _PROGRAM, *files]
+        arguments = [*program, core.encode({**settings, "tests": tests}).hex()]
         # Above 3, so that the copy to 3 is a real one and is inherited.
-        high = socket.socket(fileno=os.dup(theirs.fileno())) if theirs.fileno() == 3 else theirs
+        high = os.dup(theirs) if theirs == 3 else theirs
         actions = [
-            (os.POSIX_SPAWN_DUP2, high.fileno(), 3),
+            (os.POSIX_SPAWN_DUP2, high, 3),
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
             (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),
@@ -61,9 +79,8 @@ class Zygote:
         # Functions of libraries are looked up at its start, not in every candidate; it forgets the variable.
         now = {"LD_BIND_NOW": "1"}
         self.pid = os.posix_spawn(sys.executable, arguments, now, file_actions=actions)
-        theirs.close()
-        high.close()
-        self.socket = ours
+        for descriptor in {theirs, high}:
+            os.close(descriptor)
         self.max_bytes = int(settings["result_bytes"])
         self.memory_bytes = int(settings["memory_bytes"])
         self.cpu_seconds = int(settings["cpu_seconds"])
@@ -72,18 +89,16 @@ class Zygote:
 
     def wait_ready(self) -> None:
         """Raises InfrastructureError with the reason where the isolation could not be set up."""
-        self.socket.settimeout(START_SECONDS)
-        try:
-            answer = self.socket.recv(4096)
-        except TimeoutError:
-            answer = b"Eno answer at start"
-        if answer != b"R":
-            raise InfrastructureError(answer[1:].decode(errors="replace") or "the zygote ended at start")
+        answer = core.receive(self.control, START_SECONDS)
+        if answer == b"":
+            return
+        reason = answer.decode(errors="replace") if isinstance(answer, bytes) else f"no answer at start: {answer}"
+        raise InfrastructureError("the zygote ended at start" if answer == "closed" else reason)
 
     def ask(self, fds: tuple[int, ...], scratch: bool, cpu_seconds: int) -> int:
         """The channel of a new candidate that gets `fds` (stdin, stdout). It need not be there yet."""
         try:
-            return int(core.ask(self.socket.fileno(), scratch, cpu_seconds, fds))
+            return int(core.ask(self.control, scratch, cpu_seconds, fds))
         except OSError as error:
             raise InfrastructureError(f"zygote: {error}") from error
 
@@ -98,7 +113,7 @@ class Zygote:
 
     def _report(self, kind: Any, timeout: float) -> Any:
         try:
-            return kind(self.socket.fileno(), max(timeout, 0.0))
+            return kind(self.control, max(timeout, 0.0))
         except OSError as error:
             raise InfrastructureError(str(error)) from error
 
@@ -112,11 +127,11 @@ class Zygote:
 
     def leave(self) -> None:
         """Hang up and wait until it has ended by itself."""
-        self.socket.close()
+        os.close(self.control)
         os.waitpid(self.pid, 0)
 
     def close(self) -> None:
-        self.socket.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        import signal  # takes its time too
+
+        os.kill(self.pid, signal.SIGKILL)  # it is not reaped before
+        self.leave()

@@ -22,8 +22,8 @@ def validate_file(
 ) -> bool:
     """Run every reference solution; print a line for each that does not pass, and the sums. True if all pass.
 
-    One that ran out of time runs again when nothing else does, with `SLOWER` times the limit. If it passes then,
-    it is right, and this machine slow or busy: that is printed, and is no failure.
+    One that ran out of time runs again when nothing else does, with `SLOWER` times the limit. If it passes
+    then, it is right, and this machine slow or busy: that is printed, and is no failure.
 
     Raises RestrlError for a file that cannot be read or in which no problem has a reference solution.
     """
@@ -43,8 +43,8 @@ def validate_file(
     for i, ((problem, _), verdict) in enumerate(zip(items, verdicts, strict=True)):
         if i in slow:
             print(
-                f"{problem.task_id}: passed, slow: {slow[i].seconds:.1f} s for all tests when it runs alone, "
-                f"one longer than the limit of {timeout:g} s before; with that limit programs like it time out"
+                f"{problem.task_id}: passed, slow: {slow[i].seconds:.1f} s in all when it ran alone, and one test "
+                f"longer than the limit of {timeout:g} s before; programs like it may time out"
             )
         elif not verdict.passed:
             bad = sum(t != "passed" for t in verdict.tests)
