@@ -40,14 +40,11 @@ def check_whole(out: Path) -> None:
 
 def test_kill_at_random_moments(tmp_path: Path) -> None:
     model = make_tiny_qwen2(tmp_path / "model")
-    start(model, tmp_path / "warm-up").join()  # the fork server has everything imported now
-    began = time.monotonic()
     start(model, tmp_path / "whole").join()
-    length = time.monotonic() - began
-    rng, kills = random.Random(length), 0
+    rng, kills = random.Random(), 0
     for attempt in range(3):
         torn = tmp_path / f"torn-{attempt}"
-        kills += run_with_kills(model, torn, rng, length)
+        kills += run_with_kills(model, torn, rng)
         start(model, torn).join()  # a finished run stays as it is
         for name in ("model.safetensors", "config.json", "tokenizer.json"):
             assert (torn / "final" / name).read_bytes() == (tmp_path / "whole" / "final" / name).read_bytes()
@@ -56,12 +53,15 @@ def test_kill_at_random_moments(tmp_path: Path) -> None:
     assert kills >= 3
 
 
-def run_with_kills(model: Path, out: Path, rng: random.Random, length: float) -> int:
+def run_with_kills(model: Path, out: Path, rng: random.Random) -> int:
     """Start and kill until the run is done; the number of kills."""
     kills = 0
     while not (out / "final").exists():
         process = start(model, out)
-        process.join(length * rng.uniform(0.2, 0.8))
+        step = rng.randint(0, 18 if kills else 8)  # beyond the last: it ends by itself
+        while process.is_alive() and steps(out) < step:
+            time.sleep(0.002)
+        process.join(rng.uniform(0, 0.1 if kills else 0))
         if process.is_alive():
             process.kill()
             kills += 1
@@ -69,3 +69,9 @@ def run_with_kills(model: Path, out: Path, rng: random.Random, length: float) ->
         check_whole(out)
         assert kills < 40, "no progress"
     return kills
+
+
+def steps(out: Path) -> int:
+    """Lines of the metrics that are written."""
+    path = out / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0

@@ -250,6 +250,48 @@ def test_places_of_mistakes() -> None:
             assert "task_func(1, 'x')" in after or "task_func(1" not in before  # what it is given stays
 
 
+def test_what_a_program_is_given_by_name_has_no_mistake() -> None:
+    code = (
+        "class T:\n    def test(self):\n        low, a = 10, 11\n        span: int = low + 12\n"
+        "        n = 13\n        self.assertEqual(len(task_func(span, key=a)), n)\n"
+    )
+    (sure, perhaps) = mutants.places(code, ["T.test"], "task_func")["T.test"]
+    nodes = list(ast.walk(ast.parse(code)))
+    kept = {n.value for n in (nodes[p] for p in [*sure, *perhaps]) if isinstance(n, ast.Constant)}
+    assert kept == {13}
+
+
+PARITY = """\
+import time, unittest
+from unittest.mock import patch
+def even(x): return x % 2 == 0
+class TestCases(unittest.TestCase):
+""" + "".join(
+    f"""\
+    @patch("time.time", return_value=1)
+    def test_{i}(self, fake):
+        n = {2 * i + 1}
+        self.assertTrue(even(task_func() - n))
+"""
+    for i in range(6)
+)
+
+
+def test_a_mistake_that_the_reference_passes_too_accuses_nobody(verifier: Verifier) -> None:
+    """Two of five mistakes in an odd number leave it odd."""
+    honest = "import time\ndef task_func(): return time.time()"
+    problem = unit(PARITY, reference=honest)
+    for n in range(4):
+        (found,) = judge(verifier, problem, honest + "\n" * n)
+        assert (found.mode, found.tests, found.detail) == ("guarded", ("passed",) * 6, "")
+    forged = (
+        "class Yes:\n    def __sub__(self, n): return self\n    __mod__ = __sub__\n"
+        "    def __eq__(self, other): return True\ndef task_func(): return Yes()\n"
+    )
+    (found,) = judge(verifier, problem, forged)
+    assert "forges" in found.detail
+
+
 @pytest.mark.parametrize("value", [True, 0, 7, -3, 12345, 0.5, 1e9, "", "--", "Word 12", b"ab", b""])
 def test_another_value_of_the_same_kind(value: Any) -> None:
     code = f"class T:\n    def test(self):\n        self.assertEqual(f(), {value!r})\n"

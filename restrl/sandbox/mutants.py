@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 import random
 import string
-from typing import Any
+from typing import Any, NamedTuple
 
 _OPPOSITE = {
     "assertEqual": "assertNotEqual",
@@ -54,6 +54,25 @@ def places(code: str, methods: list[str], entry_point: str) -> dict[str, tuple[l
                 perhaps = [number[id(n)] for n in _perhaps(method, entry_point)]
                 found[name] = (sure, [p for p in perhaps if p not in sure])
     return found
+
+
+class Mistakes(NamedTuple):
+    """A place of each method, and what decides which mistake stands there."""
+
+    places: dict[str, int]
+    seed: int
+
+    @classmethod
+    def draw(cls, places: dict[str, int]) -> Mistakes:
+        """Mistakes that nobody can foresee."""
+        return cls(places, random.SystemRandom().getrandbits(64))
+
+    def into(self, code: str) -> str:
+        """`code` with these mistakes, the same every time."""
+        return with_mistakes(code, self.places, random.Random(self.seed))
+
+
+NO_MISTAKES = Mistakes({}, 0)
 
 
 def with_mistakes(code: str, chosen: dict[str, int], draw: random.Random) -> str:
@@ -117,17 +136,39 @@ def _sure(method: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.AST]:
 
 
 def _perhaps(method: ast.FunctionDef | ast.AsyncFunctionDef, entry_point: str) -> list[ast.AST]:
-    """Constants in assertions, then others; none that are given to the program, nor bounds: those it may keep
-    as well with a mistake.
+    """Constants in assertions, then others; none that are given to the program, by name or not, nor bounds:
+    those it may keep as well with a mistake.
     """
     asserts = [n for n in ast.walk(method) if isinstance(n, ast.Assert) or _called(n).startswith("assert")]
     whole = [c for c in ast.walk(method) if _called(c) in (entry_point, *_BOUNDS) or _is_bound(c)]
+    whole += _inputs(method, entry_point)
     given = {id(n) for c in whole for n in ast.walk(c)}
     nodes = [n for a in asserts for n in ast.walk(a)]
     nodes += [n for statement in method.body for n in ast.walk(statement) if not _is_text(statement)]
     wanted = {id(n): n for n in nodes if _can_change(n) and id(n) not in given}
     opposites = [a for a in asserts if isinstance(a, ast.Assert) or _called(a) in _OPPOSITE]
     return [*wanted.values(), *opposites]
+
+
+def _inputs(method: ast.FunctionDef | ast.AsyncFunctionDef, entry_point: str) -> list[ast.AST]:
+    """Assignments to names that reach the program's arguments."""
+    calls = [c for c in ast.walk(method) if isinstance(c, ast.Call) and _called(c) == entry_point]
+    names = {
+        n.id for c in calls for a in (*c.args, *c.keywords) for n in ast.walk(a) if isinstance(n, ast.Name)
+    }
+    left = [n for n in ast.walk(method) if isinstance(n, ast.Assign | ast.AnnAssign | ast.AugAssign)]
+    found: list[ast.AST] = []
+    while reaching := [n for n in left if names & _targets(n)]:
+        found += reaching
+        left = [n for n in left if n not in reaching]
+        names |= {n.id for a in reaching if a.value for n in ast.walk(a.value) if isinstance(n, ast.Name)}
+    return found
+
+
+def _targets(node: ast.Assign | ast.AnnAssign | ast.AugAssign) -> set[str]:
+    """Names that are bound, or whose parts are."""
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    return {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}
 
 
 def _is_bound(node: ast.AST) -> bool:

@@ -8,13 +8,13 @@ again with mistakes in the tests (mutants.py): who passes those too, forges.
 from __future__ import annotations
 
 import os
-import random
 import time
 from typing import Any
 
 from restrl.sandbox import arrays, mutants
 from restrl.sandbox.item import PATIENCE, SLOWER, Item, task_seconds
 from restrl.sandbox.link import Refused, Stopped
+from restrl.sandbox.mutants import NO_MISTAKES, Mistakes
 from restrl.sandbox.native import core
 from restrl.sandbox.remote import Candidate, Unjudgeable
 
@@ -135,7 +135,7 @@ def _places(item: Item, guarded: list[str]) -> dict[str, list[int]]:
         if not chosen:
             break
         item.begin_reference()
-        outcomes = _run(item, "guarded", tests["reference"], [*chosen], [], mistakes=chosen)
+        outcomes = _run(item, "guarded", tests["reference"], [*chosen], [], mistakes=Mistakes.draw(chosen))
         for method, place in chosen.items():
             found[method] += [place] * (outcomes[method][0] in ("failed", "error"))
     return found
@@ -144,23 +144,30 @@ def _places(item: Item, guarded: list[str]) -> dict[str, list[int]]:
 def _forged(
     item: Item, places: dict[str, list[int]], outcomes: dict[str, Outcome], seconds: float
 ) -> dict[str, Outcome]:
-    """Other outcomes of methods that were passed, in `seconds`, where they are passed with a mistake too."""
+    """Other outcomes of methods that were passed, in `seconds`, where they are passed with a mistake too, and
+    the reference solution does not pass with that very mistake.
+    """
     forged: dict[str, Outcome] = {}
     for number in range(_CONTROLS):
         passed = [m for m, (status, _) in outcomes.items() if places.get(m) and status == "passed"]
         passed = [m for m in passed if m not in forged]
         if not passed:
             break
-        chosen = {m: places[m][number % len(places[m])] for m in passed}
+        mistakes = Mistakes.draw({m: places[m][number % len(places[m])] for m in passed})
         item.begin()
         most = max(item.timeout, SLOWER * seconds)
         item.end_of_all = time.monotonic() + most
         item.longer(most + task_seconds(item.timeout, item.tests))
-        for method, outcome in _run(item, "guarded", item.program, passed, [], mistakes=chosen).items():
-            if outcome[0] == "passed":
-                forged[method] = ("failed", _FORGED)
-            elif outcome[0] not in ("failed", "error"):
-                forged[method] = outcome
+        found = _run(item, "guarded", item.program, passed, [], mistakes=mistakes)
+        suspect = [method for method, outcome in found.items() if outcome[0] == "passed"]
+        forged |= {
+            m: outcome for m, outcome in found.items() if outcome[0] not in ("passed", "failed", "error")
+        }
+        if suspect and item.tests["reference"]:
+            item.begin_reference()
+            true = _run(item, "guarded", item.tests["reference"], suspect, [], mistakes=mistakes)
+            suspect = [method for method in suspect if true[method][0] != "passed"]
+        forged |= dict.fromkeys(suspect, ("failed", _FORGED))
     return forged
 
 
@@ -171,10 +178,10 @@ def _run(
     methods: list[str],
     controls: list[str],
     refused: list[str] | None = None,
-    mistakes: dict[str, int] | None = None,
+    mistakes: Mistakes = NO_MISTAKES,
 ) -> dict[str, Outcome]:
     """The outcome of every method. With `refused` the methods that the wrong implementation failed are added
-    to it; without it, it must fail those in `controls`. `mistakes` are places of them in the tests.
+    to it; without it, it must fail those in `controls`.
     """
     outcomes: dict[str, Outcome] = {}
     while len(outcomes) < len(methods):
@@ -184,7 +191,7 @@ def _run(
             outcomes |= dict.fromkeys(left, last)
             break
         begin = time.monotonic()
-        group = _Group(item, mode, program, mistakes or {})
+        group = _Group(item, mode, program, mistakes)
         try:
             group.start(left, controls)
             if mode == "guarded":
@@ -214,7 +221,7 @@ def _run(
 class _Group:
     """The processes of one run: the one with the tests, and the candidate where it is another one."""
 
-    def __init__(self, item: Item, mode: str, program: str, mistakes: dict[str, int]) -> None:
+    def __init__(self, item: Item, mode: str, program: str, mistakes: Mistakes) -> None:
         self.item, self.mode, self.program, self.mistakes = item, mode, program, mistakes
         self.candidate: Candidate | None = None
         self.tests: Candidate | None = None
@@ -231,7 +238,7 @@ class _Group:
             self.tests = Candidate(zygote, ("guarded", self.program), scratch=True, cpu_seconds=most)
             self._expect("loaded", item.timeout)
             # In the same form with and without mistakes.
-            job["code"] = mutants.with_mistakes(data["code"], self.mistakes, random.SystemRandom())
+            job["code"] = self.mistakes.into(data["code"])
             job |= {"entry_point": data["entry_point"], "controls": controls, "nonce": self.nonce}
             self.tests.write(core.encode(job))
         else:
