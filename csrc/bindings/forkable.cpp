@@ -1,6 +1,6 @@
-#include <Python.h>
-
 #include "forkable.h"
+
+#include <Python.h>
 
 #if defined(__GLIBC__)
 #include <dlfcn.h>
@@ -66,7 +66,7 @@ int text_of(dl_phdr_info* info, std::size_t, void*) {
     return true;
   };
   for (int i = 0; i < info->dlpi_phnum; ++i) {
-    const ElfW(Phdr)& segment = info->dlpi_phdr[i];
+    const ElfW(Phdr) & segment = info->dlpi_phdr[i];
     if (segment.p_type != PT_LOAD) continue;
     const std::uintptr_t from = (info->dlpi_addr + segment.p_vaddr) / kPage * kPage;
     const std::uintptr_t to = (info->dlpi_addr + segment.p_vaddr + segment.p_filesz) / kPage * kPage;

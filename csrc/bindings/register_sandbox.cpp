@@ -1,8 +1,8 @@
 // The codec, the messages and the zygote's loop. Used by the judge and the zygote, which load the module of
 // these without the rest of restrl.
 #include <Python.h>
-#include <pybind11/stl.h>
 #include <fcntl.h>
+#include <pybind11/stl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 

@@ -90,8 +90,7 @@ Received receive_report(int control, void* out, std::size_t size, std::int64_t t
     if (got <= 0) return Received::closed;
     have += static_cast<std::size_t>(got);
     const cmsghdr* header = CMSG_FIRSTHDR(&message);
-    if (header != nullptr && header->cmsg_type == SCM_RIGHTS)
-      std::memcpy(&fd, CMSG_DATA(header), sizeof fd);
+    if (header != nullptr && header->cmsg_type == SCM_RIGHTS) std::memcpy(&fd, CMSG_DATA(header), sizeof fd);
   }
   return Received::message;
 }

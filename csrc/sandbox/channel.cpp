@@ -37,12 +37,12 @@ class Deadline {
 // Reads until `size` bytes are there, of a message's beginning or (not `first`) of what follows at once.
 Received read_all(int fd, char* data, std::size_t size, const Deadline& deadline, int keeper, bool first) {
   std::size_t have = 0;
-  // Who has nothing else to look at waits in the call itself; a reader with a keeper asks for what takes a while.
+  // Who has nothing else to look at waits in the call itself; a reader with a keeper asks for what takes a
+  // while.
   const bool alone = deadline.forever() && keeper < 0;
   bool look = first && keeper >= 0;
   while (have < size) {
-    const ssize_t n =
-        look ? -1 : recv(fd, data + have, size - have, alone ? MSG_WAITALL : MSG_DONTWAIT);
+    const ssize_t n = look ? -1 : recv(fd, data + have, size - have, alone ? MSG_WAITALL : MSG_DONTWAIT);
     if (n > 0) {
       have += static_cast<std::size_t>(n);
       continue;

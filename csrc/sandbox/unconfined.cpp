@@ -24,7 +24,7 @@
 namespace restrl::sandbox {
 namespace {
 
-constexpr int kHighest = 256;   // a zygote opens no descriptor above it
+constexpr int kHighest = 256;  // a zygote opens no descriptor above it
 int ended_pipe[2] = {-1, -1};  // a byte comes whenever a child ends
 
 void on_child(int) {

@@ -54,7 +54,10 @@ def _same_token(got: str, expected: str, tolerant: bool) -> bool:
         return True
     # Only what is written as a fraction may differ in its last places: 5500 is not 5500.0055.
     written_as_fraction = not expected.lstrip("+-").isdigit()
-    return tolerant and written_as_fraction and abs(have - want) * 10**8 <= 1 + 1000 * abs(want)
+    from decimal import Decimal
+
+    near = abs(have - want) <= Decimal("1e-8") + Decimal("1e-5") * abs(want)
+    return tolerant and written_as_fraction and near
 
 
 def same_output(got: str, expected: str, tolerant: bool) -> bool:

@@ -39,7 +39,7 @@ _BY_TEXT = {"exec", "eval", "compile", "globals", "locals", "vars", "dir", "geta
 
 
 def names_for(program: str, imports: str) -> str:
-    """Those lines of `imports` of which the program says a name; all if it may look names up by their text."""
+    """Those lines of `imports` of which the program says a name; all if it may look names up as text."""
     words = set(re.findall(r"\w+", program))
     if words & _BY_TEXT:
         return imports

@@ -92,7 +92,9 @@ class Zygote:
         answer = core.receive(self.control, START_SECONDS)
         if answer == b"":
             return
-        reason = answer.decode(errors="replace") if isinstance(answer, bytes) else f"no answer at start: {answer}"
+        reason = (
+            answer.decode(errors="replace") if isinstance(answer, bytes) else f"no answer at start: {answer}"
+        )
         raise InfrastructureError("the zygote ended at start" if answer == "closed" else reason)
 
     def ask(self, fds: tuple[int, ...], scratch: bool, cpu_seconds: int) -> int:

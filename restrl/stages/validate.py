@@ -43,8 +43,8 @@ def validate_file(
     for i, ((problem, _), verdict) in enumerate(zip(items, verdicts, strict=True)):
         if i in slow:
             print(
-                f"{problem.task_id}: passed, slow: {slow[i].seconds:.1f} s in all when it ran alone, and one test "
-                f"longer than the limit of {timeout:g} s before; programs like it may time out"
+                f"{problem.task_id}: passed, slow: {slow[i].seconds:.1f} s in all when it ran alone, a test "
+                f"before that more than the limit of {timeout:g} s; programs like it may time out"
             )
         elif not verdict.passed:
             bad = sum(t != "passed" for t in verdict.tests)
