@@ -2,6 +2,7 @@
 // these without the rest of restrl.
 #include <Python.h>
 #include <fcntl.h>
+#include <pybind11/eval.h>
 #include <pybind11/stl.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -102,6 +103,73 @@ bool send_bytes(int fd, const py::bytes& data, double timeout) {
   return sb::send_message(fd, text, size, timeout < 0 ? -1 : static_cast<std::int64_t>(timeout * 1000));
 }
 
+// What a call's `target` names: the number of a handle, or an expression of the program.
+py::object called(const py::object& target, const py::dict& names, const py::list& handles) {
+  if (PyLong_CheckExact(target.ptr())) return handles[target.cast<std::size_t>()];
+  if (PyObject* found = PyDict_GetItemWithError(names.ptr(), target.ptr()))
+    return py::reinterpret_borrow<py::object>(found);
+  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return py::eval(target.cast<py::str>(), names);
+}
+
+// What answers to calls go through where they are no exact plain data, and what was raised.
+struct Answers {
+  int channel;
+  py::object send_value, send_error;
+  std::uint64_t max_bytes;
+
+  // The result of `call`, a new reference or null, goes to the judge.
+  template <typename Call>
+  void send(const Call& call) const {
+    py::object value;
+    try {
+      PyObject* got = call();
+      if (got == nullptr) throw py::error_already_set();
+      value = py::reinterpret_steal<py::object>(got);
+    } catch (py::error_already_set& error) {
+      send_error(error.value(), "raise");
+      return;
+    }
+    std::string data;
+    try {
+      data = encode_plain(py::make_tuple("value", value), py::none(), max_bytes);
+    } catch (const CodecError&) {  // without a hook nothing was changed yet
+      send_value(value);
+      return;
+    }
+    py::gil_scoped_release release;
+    if (!sb::send_message(channel, data.data(), data.size(), -1)) _exit(0);
+  }
+};
+
+// A candidate's loop: answers calls (target, args, kwargs) until the judge hangs up.
+void answer_calls(int channel, const py::dict& names, const py::list& handles, const py::object& restore,
+                  const py::object& send_value, const py::object& send_error, std::uint64_t max_bytes) {
+  const Answers answers{channel, send_value, send_error, max_bytes};
+  for (;;) {
+    std::string data;
+    {
+      py::gil_scoped_release release;
+      if (sb::receive_message(channel, data, -1, 1u << 30, -1) != sb::Received::message) return;
+    }
+    answers.send([&] {
+      const auto call = decode_plain(data.data(), data.size(), restore, ~std::uint64_t{0}).cast<py::tuple>();
+      const py::object function = called(call[0], names, handles), args = call[1], kwargs = call[2];
+      return PyObject_Call(function.ptr(), args.ptr(), kwargs.ptr());
+    });
+  }
+}
+
+// One function, called with the arguments of every case.
+void answer_cases(int channel, const py::object& function, const py::list& cases,
+                  const py::object& send_value, const py::object& send_error, std::uint64_t max_bytes) {
+  const Answers answers{channel, send_value, send_error, max_bytes};
+  for (const py::handle args : py::iter(cases)) {
+    answers.send(
+        [&] { return PyObject_Call(function.ptr(), py::tuple(args.cast<py::list>()).ptr(), nullptr); });
+  }
+}
+
 std::pair<int, int> socketpair_closed_on_exec() {
   int ends[2];
   if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends) != 0) throw sb::SandboxError("socketpair");
@@ -193,6 +261,12 @@ void register_sandbox(py::module_& m) {
         "(pidfd, or its number, negative; monotonic seconds) of the candidate asked for; None: not in time.");
   m.def("ended", &ended, py::arg("control"), py::arg("timeout"),
         "(exit code or -signal, CPU microseconds, peak bytes, whether it was confined); None: not in time.");
+  m.def("answer_calls", &answer_calls, py::arg("channel"), py::arg("names"), py::arg("handles"),
+        py::arg("restore"), py::arg("send_value"), py::arg("send_error"), py::arg("max_bytes"),
+        "A candidate's loop: answer calls until the judge hangs up.");
+  m.def("answer_cases", &answer_cases, py::arg("channel"), py::arg("function"), py::arg("cases"),
+        py::arg("send_value"), py::arg("send_error"), py::arg("max_bytes"),
+        "Answer one function's calls, a list of arguments each.");
   m.def("serve", &serve, py::arg("control"), py::arg("settings"),
         "The zygote's loop; returns in each candidate, confined, its channel on descriptor 3.");
   m.attr("confines") = bool(RESTRL_CONFINEMENT);  // built with namespaces, Landlock and seccomp

@@ -37,10 +37,6 @@ def _add_site_builtins() -> None:
     names["help"] = _sitebuiltins._Helper()
 
 
-class _HungUp(BaseException):
-    """The judge wants no more answers."""
-
-
 class Candidate:
     """One confined process: loads a program and answers calls, or runs it as a script."""
 
@@ -73,7 +69,7 @@ class Candidate:
     def _receive(self) -> Any:
         data = self.core.receive(self.channel)
         if not isinstance(data, bytes):
-            raise _HungUp
+            os._exit(0)
         return self.core.decode(data, self._restore)
 
     def _send_value(self, value: Any) -> None:
@@ -120,23 +116,9 @@ class Candidate:
 
     def serve(self, source: str, before: str, after: str) -> None:
         """Answer calls (target, args, kwargs) until the judge hangs up; a target is a name or a handle."""
-        if not self._load(source, before, after):
-            return
-        known: dict[str, types.CodeType] = {}
-        while True:
-            target, args, kwargs = self._receive()
-            try:
-                if isinstance(target, int):
-                    function = self.handles[target]
-                else:
-                    if target not in known:
-                        known[target] = compile(target, "<name>", "eval", dont_inherit=True)
-                    function = eval(known[target], self.names)
-                value = function(*args, **kwargs)
-            except BaseException as error:
-                self._send_error(error, "raise")
-            else:
-                self._send_value(value)
+        if self._load(source, before, after):
+            own = (self.handles, self._restore, self._send_value, self._send_error, self.max_bytes)
+            self.core.answer_calls(self.channel, self.names, *own)
 
     def batch(self, source: str, before: str, name: str, cases: list[Any]) -> None:
         """Call one function with each of `cases`; one answer each."""
@@ -149,13 +131,8 @@ class Candidate:
         except BaseException as error:
             self._send_error(error, "load")
             return
-        for args in cases:
-            try:
-                value = function(*args)
-            except BaseException as error:
-                self._send_error(error, "raise")
-            else:
-                self._send_value(value)
+        own = (self._send_value, self._send_error, self.max_bytes)
+        self.core.answer_cases(self.channel, function, cases, *own)
 
     def _let_go(self) -> None:
         """What the end of an interpreter does: files left open write what they kept, destructors run."""
@@ -270,8 +247,7 @@ def _warm_up(core: Any, plain: Any, settings: dict[str, Any]) -> None:
             core.send(theirs, core.encode(message))
         job = candidate._receive()
         core.hang_up(theirs)
-        with contextlib.suppress(_HungUp):
-            candidate.serve(*job[1:])
+        candidate.serve(*job[1:])
         os.close(ours)
         os.close(theirs)
     del sys.modules["candidate"]
@@ -305,19 +281,12 @@ def main(core: Any, plain: Any, settings_text: str) -> None:
     candidate = Candidate(core, plain, 3, settings)
     core.serve(3, settings)
 
-    try:
-        mode, *rest = candidate._receive()
-        if mode == "guarded":
-            holder.guarded(guard, rest[0], candidate._receive)
-        elif holder is not None:
-            {"split": holder.split, "context": holder.context}[mode](settings, rest[0])
-        else:
-            modes: dict[str, Any] = {
-                "serve": candidate.serve,
-                "batch": candidate.batch,
-                "script": candidate.script,
-            }
-            modes[mode](*rest)
-    except _HungUp:
-        pass
+    mode, *rest = candidate._receive()
+    if mode == "guarded":
+        holder.guarded(guard, rest[0], candidate._receive)
+    elif holder is not None:
+        {"split": holder.split, "context": holder.context}[mode](settings, rest[0])
+    else:
+        runs = {"serve": candidate.serve, "batch": candidate.batch, "script": candidate.script}
+        runs[mode](*rest)
     os._exit(0)

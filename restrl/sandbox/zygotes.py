@@ -31,7 +31,8 @@ sys.path.insert(0, root)
 core = load("restrl._sandbox", ExtensionFileLoader("restrl._sandbox", core_file))
 core.allocate_in_huge_pages()
 plain = load("restrl.sandbox.plain", SourceFileLoader("restrl.sandbox.plain", plain_file))
-load("restrl.sandbox.zygote", SourceFileLoader("restrl.sandbox.zygote", zygote_file)).main(core, plain, settings)
+zygote = load("restrl.sandbox.zygote", SourceFileLoader("restrl.sandbox.zygote", zygote_file))
+zygote.main(core, plain, settings)
 """
 
 
