@@ -2,7 +2,7 @@
 
 #include <Python.h>
 
-#if defined(__GLIBC__)
+#if defined(__GLIBC__) && (__GLIBC__ > 2 || __GLIBC_MINOR__ >= 33)
 #include <dlfcn.h>
 #include <elf.h>
 #include <link.h>
@@ -17,7 +17,7 @@
 
 namespace restrl {
 
-#if defined(__GLIBC__)
+#if defined(__GLIBC__) && (__GLIBC__ > 2 || __GLIBC_MINOR__ >= 33)
 namespace {
 
 constexpr std::uintptr_t kHuge = 2 << 20;
@@ -152,8 +152,10 @@ void allocate_in_huge_pages() {
   PyObject_SetArenaAllocator(&ours);
 
   // The heap goes on at the beginning of a huge page: memory up to there is taken and never touched.
+  // (To set the first of these ends that `malloc` adapts the others; they are what it would come to.)
   mallopt(M_TOP_PAD, kHuge);
-  mallopt(M_MMAP_THRESHOLD, 2 * kHuge);
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);
+  mallopt(M_TRIM_THRESHOLD, 64 << 20);
   heap_begin = (heap_end() + kHuge - 1) / kHuge * kHuge;
   const std::size_t free_bytes = mallinfo2().keepcost;
   if (malloc(heap_begin - heap_end() + free_bytes) == nullptr) heap_begin = 0;

@@ -101,6 +101,22 @@ bool refused(long result, int reason) { return result < 0 && errno == reason; }
          "seccomp refuses modes, times and lengths of others' files, their locks, and signals through fcntl");
 }
 
+// As the zygote has it: made once, put on by one child after the other, each of which is another process.
+[[maybe_unused]] void test_filter_of_several_candidates() {
+  sb::CandidateFilter filter;
+  for (int i = 0; i < 2; ++i) {
+    expect(in_child([&] {
+             sb::no_new_privileges();
+             sb::apply_zygote_seccomp(true);
+             filter.apply();
+             return kill(getpid(), 0) == 0 && refused(kill(getppid(), 0), EPERM) &&
+                    refused(syscall(SYS_tgkill, getppid(), getppid(), 0), EPERM) &&
+                    refused(setsid(), EPERM) && refused(syscall(SYS_setns, 0, 0), EPERM);
+           }),
+           "a filter made before the fork lets each candidate signal itself only");
+  }
+}
+
 [[maybe_unused]] void test_seccomp_with_children() {
   const auto confine = [] {
     sb::no_new_privileges();
@@ -220,6 +236,7 @@ void test_channel() {
 int main() {
 #ifndef __SANITIZE_THREAD__  // whose runtime makes system calls that no candidate needs
   test_seccomp();
+  test_filter_of_several_candidates();
   test_seccomp_with_children();
 #endif
   test_landlock();
