@@ -128,16 +128,21 @@ def forest_rate(trees: int, leaves: int, simulations: int) -> float:
     return found["simulations"] / found["cpu_seconds"]
 
 
-def forest_speed_up(trees: int, leaves: int, simulations: int, batch: int = 64) -> float:
+def forest_speed_up(
+    trees: int, leaves: int, simulations: int, batch: int = 64, prepared: bool = True
+) -> float:
     """Two threads that drive one forest, `batch` requests at a time each, over one that does; wall time.
 
     One tree: with no more leaves in flight than a batch, one thread holds them all and the other has none.
+    Not `prepared`: a thread puts the five completions of a request together itself, the least that a policy
+    does; else all it does is to call the forest.
     """
 
     def seconds(threads: int) -> float:
         found = bench_forest(
-            simulations // trees, leaves_in_flight=leaves, trees=trees, threads=threads, batch=batch
-        )
+            simulations // trees, leaves_in_flight=leaves, trees=trees, threads=threads, batch=batch,
+            prepared=prepared,
+        )  # fmt: skip
         return found["seconds"]
 
     return over_one_thread(partial(seconds, 1), partial(seconds, 2))
@@ -254,6 +259,8 @@ def cases(treequest: str | None) -> list[Case]:
              repeats=9, warm=True),
         Case("two threads, a forest of one tree", times_one, partial(forest_speed_up, 1, 256, 200_000), 1.5,
              repeats=9, warm=True),
+        Case("two threads, a forest of one tree, completions made", times_one,
+             partial(forest_speed_up, 1, 256, 200_000, prepared=False), 1.5, repeats=9, warm=True),
         *(
             Case(f"1000 x 16 leaves, {part} at {n}", "ms", partial(round_ms, n, part), must, None, "less")
             for part, musts in (("gather", (3, 8, 13)), ("round", (None, None, None)))

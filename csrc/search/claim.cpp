@@ -9,8 +9,6 @@
 namespace restrl::search {
 namespace {
 
-constexpr std::size_t kHeld = 256;     // requests that are dealt with before others get the lock
-constexpr std::size_t kCold = 1024;    // requests whose trees do not fit into a cache
 constexpr std::size_t kTogether = 64;  // requests whose slots fit into a cache
 
 std::string named(RequestId id) { return "request " + std::to_string(id); }
@@ -44,12 +42,14 @@ Claim::Claim(Forest& forest, std::span<const RequestId> ids, const Answers* answ
     : forest_(forest), ids_(ids), answers_(answers) {}
 
 Claim::~Claim() {
-  std::size_t i = done_;
-  locked(i, slots_.size(), [&](Shard& shard, Slot& slot) {
+  for (std::size_t i = done_; i < slots_.size(); ++i) {
+    Slot& slot = *slots_[i];
     // One of no samples had its completions before, and keeps them.
     if (i < split_ && slot.samples > 0) slot.forget_completions(forest_.params_.k - slot.samples);
-    shard.unclaim(slot);
-  });
+    if (slot.draft != nullptr) drafts_.push(std::move(slot.draft));
+    if (!slot.leave(Slot::kOpen, 0)) close_dropped(slot, slot.completed());
+  }
+  forest_.drafts_.give(drafts_);
   if (answers_ == nullptr || !answers_->completions) return;
   const std::span<const Sampled> items = answers_->completions->items;
   const std::size_t handed_in = done_ == 0 ? 0 : rows_[done_];
@@ -62,29 +62,15 @@ Claim::~Claim() {
   if (owners > 0) forest_.graveyard_.settle(owners);
 }
 
-// Calls function(shard, slot) for slots i .. end - 1, each under its shard's lock; `i` is the current one.
-template <typename Function>
-void Claim::locked(std::size_t& i, std::size_t end, Function function) {
-  while (i < end) {
-    Shard& shard = forest_.shard(ids_[i]);
-    const std::scoped_lock lock(shard.mutex);
-    for (std::size_t held = 0; held < kHeld && i < end && &forest_.shard(ids_[i]) == &shard; ++held, ++i) {
-      function(shard, *slots_[i]);
-    }
-  }
-}
-
 void Claim::take() {
   slots_.reserve(ids_.size());
-  for (std::size_t i = 0; i < ids_.size();) {
-    Shard& shard = forest_.shard(ids_[i]);
-    const std::scoped_lock lock(shard.mutex);
-    for (; i < ids_.size() && &forest_.shard(ids_[i]) == &shard; ++i) {
-      Slot& slot = shard.slot(ids_[i]);
-      shard.claim(slot, ids_[i], this);
-      slots_.push_back(&slot);
-    }
-  }
+  for (const RequestId id : ids_) slots_.push_back(&forest_.shard(id).claim(id, slots_));
+}
+
+void Claim::close_dropped(Slot& slot, bool filled) noexcept {
+  Shard& shard = forest_.shard(slot.place);
+  const std::scoped_lock lock(shard.mutex);
+  shard.close_dropped(slot, filled);
 }
 
 // Whether the answers have the right shape: all that can be said before the completions are taken apart.
@@ -101,7 +87,7 @@ void Claim::check() {
     if (completions) {
       const std::size_t given = completions->lengths.empty() ? slot.samples : completions->lengths[i];
       // A request of no samples has its completions from the start; none given again is no mistake.
-      if (slot.has_completions && slot.samples > 0) {
+      if (slot.completed() && slot.samples > 0) {
         throw AnswerError(named(ids_[i]) + " has its completions already");
       }
       if (given != slot.samples) {
@@ -109,7 +95,7 @@ void Claim::check() {
                           std::to_string(given));
       }
       rows_.push_back(rows_.back() + given);
-    } else if (values && !slot.has_completions) {
+    } else if (values && !slot.completed()) {
       throw AnswerError(named(ids_[i]) + " got scores before its completions");
     }
   }
@@ -138,6 +124,10 @@ void Claim::split_one(Slot& slot, std::span<const Sampled> completions) {
   for (const Sampled& sampled : completions) copied += sampled.owner == nullptr ? sampled.utf8.size() : 0;
   slot.copies.clear();
   if (copied > 0) slot.copies.reserve(copied);
+  if (slot.samples == forest_.params_.k) {  // what is there is of an earlier request
+    split.texts.clear();
+    split.steps.clear();
+  }
   split.texts.reserve(split.texts.size() + completions.size());
   for (const Sampled& sampled : completions) {
     Text text = to_text(sampled.utf8, sampled.owner);
@@ -194,8 +184,8 @@ void Claim::score(std::size_t end, bool store) {
     const auto child_row =
         values_of("child", child_values, by_children ? slot.split.children.size() : 0, child_value_);
     if (!store) continue;
-    slot.completion_values.assign(row.begin(), row.end());
-    slot.child_values.assign(child_row.begin(), child_row.end());
+    slot.completion_values = row;
+    if (by_children) slot.child_values.assign(child_row.begin(), child_row.end());
   }
   if (end < ids_.size()) return;
   check_total("completion values", ids_.size(), value_, values.items.size());
@@ -226,47 +216,56 @@ std::span<const double> Claim::values_of(const char* what, const Flat<double>& r
 // The drafts of requests done_ .. end - 1, if their scores are there.
 void Claim::write(std::size_t end) {
   if (!answers_->completion_values) return;
-  if (drafts_.size() < end - done_) drafts_.resize(end - done_);
+  const RecordFormat& format = forest_.format_;
   for (std::size_t i = done_; i < end; ++i) {
-    std::unique_ptr<Draft>& draft = drafts_[i - done_];
-    if (draft == nullptr) draft = std::make_unique<Draft>();
-    slots_[i]->write(forest_.format_, *draft);
+    Slot& slot = *slots_[i];
+    slot.draft = drafts_.pop();
+    if (slot.draft == nullptr) slot.draft = Draft::make(format);
+    write_draft(format, slot.split, format.k - slot.samples, slot.completion_values, slot.child_values,
+                *slot.draft);
   }
 }
 
 void Claim::hand_in(std::size_t end) {
-  const std::size_t first = done_;
-  std::size_t i = done_;
-  const Lane* lane = nullptr;
-  locked(i, end, [&](Shard& shard, Slot& slot) {
-    if (slot.lane != lane) {
-      lane = slot.lane;
-      if (ids_.size() >= kCold) prefetch_after(i);
+  note_steps(end);
+  const bool scored = answers_->completion_values.has_value();
+  while (done_ < end) {
+    Shard& shard = forest_.shard(ids_[done_]);
+    Slot* first = nullptr;
+    Slot* last = nullptr;
+    for (; done_ < end && &forest_.shard(ids_[done_]) == &shard; ++done_) {
+      Slot& slot = *slots_[done_];
+      slot.next = nullptr;
+      if (!slot.leave(scored ? Slot::kHanded : Slot::kOpen, Slot::kCompleted)) {
+        close_dropped(slot, true);
+      } else if (scored) {
+        (first == nullptr ? first : last->next) = &slot;
+        last = &slot;
+      }
     }
+    if (first == nullptr || !shard.hand_over(first, last)) continue;
+    const std::scoped_lock lock(shard.mutex);
+    shard.settle(drafts_);
+  }
+}
+
+// The first steps of the texts of requests up to `end`, for their lanes, before anybody can inherit one.
+void Claim::note_steps(std::size_t end) {
+  for (std::size_t i = done_; i < end && step_ < steps_.size(); ++i) {
+    Slot& slot = *slots_[i];
+    if (steps_[step_].slot != &slot) continue;
+    const std::scoped_lock lock(forest_.shard(ids_[i]).mutex);
     for (; step_ < steps_.size() && steps_[step_].slot == &slot; ++step_) {
       slot.lane->steps.insert_or_assign(steps_[step_].place, steps_[step_].length);
     }
-    done_ = i + 1;
-    if (shard.unclaim(slot)) return;
-    slot.has_completions = true;
-    if (answers_->completion_values) shard.answer(slot, drafts_[i - first]);
-  });
-}
-
-// Asks for the memory of the tree that comes after that of request `i`, if it is of the same shard.
-void Claim::prefetch_after(std::size_t i) const {
-  const Lane* lane = slots_[i]->lane;
-  const std::size_t end = std::min(slots_.size(), i + kHeld);
-  while (++i < end && slots_[i]->lane == lane) {
   }
-  if (i < end && &forest_.shard(ids_[i]) == &forest_.shard(ids_[i - 1])) slots_[i]->lane->tree.prefetch();
 }
 
 void Claim::fulfil() {
   take();
   check();
   check_scores();
-  drafts_ = forest_.drafts_.take();
+  if (answers_->completion_values) drafts_ = forest_.drafts_.take();
   // With a splitter, or where child values hang on the split, everything is taken apart before anything is
   // handed in. Else nothing more can be wrong: a few requests at a time, while their memory is at hand.
   const bool by_children = forest_.params_.mode == Mode::value && answers_->completion_values;
@@ -285,16 +284,20 @@ void Claim::fulfil() {
       hand_in(next);
     }
   }
-  forest_.drafts_.give(std::move(drafts_));
 }
 
 void Claim::cancel() {
   take();
-  std::size_t i = 0;
-  locked(i, ids_.size(), [&](Shard& shard, Slot& slot) {
-    done_ = i + 1;
-    if (!shard.unclaim(slot)) shard.drop(slot);
-  });
+  while (done_ < slots_.size()) {
+    Slot& slot = *slots_[done_++];
+    Shard& shard = forest_.shard(slot.place);
+    const std::scoped_lock lock(shard.mutex);
+    if (slot.dropped()) {
+      shard.close_dropped(slot, slot.completed());
+    } else {
+      shard.drop(slot);
+    }
+  }
 }
 
 void Forest::fulfil(std::span<const RequestId> ids, const Answers& answers) {

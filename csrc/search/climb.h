@@ -33,6 +33,7 @@
 
 #include <array>
 #include <cstdint>
+#include <limits>
 
 #include "search/tree_data.h"
 
@@ -60,8 +61,14 @@ inline constexpr std::uint32_t kFresh = 0x20000000;
 // shift bits fit (kMaskShift); Walks::pick finds them again in wider expansions.
 inline constexpr std::uint32_t kTie = 0x40000000;
 inline constexpr std::uint32_t kMaskShift = 2;
+// In `next`: to be recomputed by Walks::refresh before anybody selects.
+inline constexpr std::uint32_t kStale = 0x60000000;
 inline constexpr std::uint32_t kMostExpansions = 0x20000000;
 inline constexpr std::uint32_t lane_of(std::uint32_t leaf) { return leaf & 0x1fffffff; }
+
+inline constexpr double kEmptyLane = -std::numeric_limits<double>::infinity();
+inline constexpr Line kEmptyLine{
+    {kEmptyLane, kEmptyLane, kEmptyLane, kEmptyLane}, {0, 0, 0, 0}, {kLeaf, kLeaf, kLeaf, kLeaf}};
 
 // What the walks read; the tree fills it in before each walk, as its arrays may move.
 struct Rows {
@@ -102,6 +109,10 @@ struct Walks {
   // Adds `own` to `node` and `path` to all its ancestors, and recomputes `next` of every parent on the way
   // and of `node` itself. Without `visit` only the counts of visits in flight change.
   void (*climb)(const Rows& rows, NodeId node, const Change& own, const Change& path, bool visit);
+  // The same without `visit` that leaves every `next` on the way stale, but for the root's own.
+  void (*climb_lightly)(const Rows& rows, NodeId node, const Change& own, const Change& path);
+  // Recomputes every `next` above `node`, up to the first that is not stale: it and all above it are right.
+  void (*refresh)(const Rows& rows, NodeId node);
   // The `next` of expansion `e`, its node's numbers as they are.
   std::uint32_t (*next)(const Rows& rows, std::uint32_t e);
   // The code of one of the best children of `e`: number `draw` modulo how many there are. For expansions

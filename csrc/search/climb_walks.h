@@ -213,6 +213,30 @@ void climb_any(const Rows& rows, NodeId node, const Change& own, const Change& p
   }
 }
 
+void climb_lightly(const Rows& rows, NodeId node, const Change& own, const Change& path) {
+  add_in_flight(rows.flight, node, own.in_flight);
+  while (const std::uint32_t e = node >> rows.lane_shift()) {
+    rows.links[e].next = kStale;
+    node = rows.links[e].up;
+    add_in_flight(rows.flight, node, path.in_flight);
+  }
+}
+
+template <typename L>
+void refresh(const Rows& given, NodeId node) {
+  const Rows rows = given;
+  const bool plain = rows.shift == 0 && !rows.scored;
+  for (;;) {
+    const std::uint32_t e = node >> rows.lane_shift();
+    if (rows.links[e].next != kStale) return;
+    node = rows.links[e].up;
+    const double ratio = ratio_of(rows.N(node) + rows.flight[node]);
+    rows.links[e].next =
+        plain ? next_of_values<L>(kOutcomes[rows.first], rows.lines[e], L::template uct<true>(rows, e, ratio))
+              : next_of<L, true>(rows, e, ratio);
+  }
+}
+
 template <typename L>
 void climb(const Rows& rows, NodeId node, const Change& own, const Change& path, bool visit) {
   if (rows.flight == nullptr) {

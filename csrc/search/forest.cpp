@@ -62,9 +62,7 @@ void Forest::next(std::size_t max_requests, std::vector<Request>& requests,
     gather(before + std::min(max_requests, requests.max_size() - before), requests, states);
   } catch (...) {
     for (; requests.size() > before; requests.pop_back()) {
-      Shard& place = shard(requests.back().id);
-      const std::scoped_lock lock(place.mutex);
-      place.put_back(requests.back().id);
+      shard(requests.back().id).put_back(requests.back());
     }
     throw;
   }
@@ -77,15 +75,20 @@ void Forest::gather(std::size_t end, std::vector<Request>& requests, std::vector
   for (const bool patient : {false, true}) {
     for (std::uint32_t i = 0; i < Shard::kShards && requests.size() < end; ++i) {
       Shard& place = shard(first + i);
-      if (place.waiting.load(std::memory_order_relaxed) == 0 || (patient && (busy >> i & 1) == 0)) continue;
-      std::unique_lock lock(place.mutex, std::defer_lock);
-      if (patient) {
-        lock.lock();
-      } else if (!lock.try_lock()) {
-        busy |= 1u << i;
-        continue;
+      if (patient && (busy >> i & 1) == 0) continue;
+      const bool ready = place.ready.load(std::memory_order_relaxed) > 0;
+      if (ready && states == nullptr) place.take_ready(end, requests, nullptr);
+      const bool waiting = (ready && states != nullptr) || place.idle.load(std::memory_order_relaxed) > 0;
+      if (waiting && requests.size() < end) {
+        std::unique_lock lock(place.mutex, std::defer_lock);
+        if (patient) {
+          lock.lock();
+        } else if (!lock.try_lock()) {
+          busy |= 1u << i;
+          continue;
+        }
+        place.take(end, requests, states);
       }
-      place.take(end, requests, states);
       if (requests.size() == end) start.store((first + i) % Shard::kShards, std::memory_order_relaxed);
     }
     if (busy == 0) break;
@@ -110,7 +113,7 @@ std::size_t Forest::children(RequestId id) const {
   Shard& place = shard(id);
   const std::scoped_lock lock(place.mutex);
   const Slot& slot = place.slot(id);
-  if (!slot.has_completions) no_completions(id);
+  if (!slot.completed()) no_completions(id);
   return slot.split.children.size();
 }
 
@@ -118,7 +121,7 @@ Expansion Forest::expansion(RequestId id) const {
   Shard& place = shard(id);
   const std::scoped_lock lock(place.mutex);
   const Slot& slot = place.slot(id);
-  if (!slot.has_completions) no_completions(id);
+  if (!slot.completed()) no_completions(id);
   const Split& split = slot.split;
   Expansion expansion{slot.lane->tree.state(slot.leaf), params_.k - slot.samples, {}, split.child_of, {}};
   for (const Text& text : split.texts) expansion.texts.push_back(text.str());

@@ -2,13 +2,15 @@
 //
 // Concurrency: every public function may be called from any thread at any time. Trees are dealt out to
 // shards, each under a mutex of its own (shard.h); a call locks one shard at a time, so calls on trees of
-// different shards run beside each other, and what needs no tree (taking completions apart, writing the
-// record of an expansion, a splitter that calls Python) runs under no lock. No function calls back into the
-// caller with a lock held. A tree's shape depends on its key, its root state, the seed, the parameters and
-// the answers alone: with `in_order` its answers are applied in the order of its requests, and simulation j
-// is selected as soon as the answers up to j - F are applied (F = leaves_in_flight) and it meets no leaf in
-// flight, whoever calls next() or fulfil() first and however much they take. The one exception is a tree
-// whose requests were cancelled: it goes on when next() comes to it again.
+// different shards run beside each other, and what needs no tree (claiming requests, taking completions
+// apart, writing the record of an expansion, a splitter that calls Python, handing out requests without
+// their states) runs under none. A fulfil() that finds another one at work on its shard leaves its answers
+// there and returns: that one applies them before it returns itself, and fails for them too. No function
+// calls back into the caller with a lock held. A tree's shape depends on its key, its root state, the seed,
+// the parameters and the answers alone: with `in_order` its answers are applied in the order of its requests,
+// and simulation j is selected as soon as the answers up to j - F are applied (F = leaves_in_flight) and it
+// meets no leaf in flight, whoever calls next() or fulfil() first and however much they take. The one
+// exception is a tree whose requests were cancelled: it goes on when next() comes to it again.
 //
 //   add ──► idle ──next()──► selecting ──► window of at most F simulations, oldest first
 //                               ▲            [ terminal visit, or nothing to ask: answered at once ]
@@ -16,14 +18,15 @@
 //                               │                                          ──fulfil(scores)──► answered ]
 //                               └── apply (expand, back up, virtual loss released) ◄── oldest, once answered
 //
-//   fulfil:  claim under the locks ──► check, split, write drafts under none ──► hand in under the locks
+//   fulfil:  claim ──► check, split, write drafts ──► hand over ──► nobody there? apply, under the mutex
 //
 // A selection that meets a leaf already in flight is a collision: it is counted and forgotten, and the tree
 // selects again after the next answer; its places go to other trees. A visit of a terminal node takes its
 // place in the window but needs no answer, and with reuse neither does a leaf that inherits all its
 // completions (in value mode its children still want scores); every simulation counts, so that a tree of
 // nothing but terminal nodes ends too. cancel_all() beats a fulfil() that runs beside it: the answer is
-// dropped. A call that names a request which another fulfil() is answering gets a RequestError.
+// dropped; answers that were handed over before are applied. A call that names a request which another
+// fulfil() is answering gets a RequestError.
 #pragma once
 
 #include <array>
@@ -68,7 +71,7 @@ class Forest {
 
   // One answer per id. All are checked before any is taken: throws RequestError, AnswerError or what the
   // splitter throws with nothing changed; where a tree outgrows its indices or memory ends (LimitError,
-  // bad_alloc) some may have been taken, and the simulation that failed is given up. The owners of
+  // bad_alloc) some may have been taken, and simulations that failed are given up. The owners of
   // completions belong to the forest from the call on, whatever comes of it: take_dropped() gives each of
   // them back, once nobody reads its text any more; how many there are is said to expect_owners() before, so
   // that none is lost where memory ends. Texts without an owner are copied (with a splitter every text needs
@@ -123,7 +126,7 @@ class Forest {
   std::array<std::unique_ptr<Shard>, Shard::kShards> shards_;
   // Where next() begins, a place for each of the first threads that call it: they keep apart, and a forest
   // with one caller hands its requests out in one order. The others share the last place.
-  struct Cursor {
+  struct alignas(64) Cursor {
     std::atomic<std::thread::id> thread;
     std::atomic<std::uint32_t> shard;
   };

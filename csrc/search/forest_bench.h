@@ -2,7 +2,8 @@
 //
 // The task: a request's completions are one of 1024 rows of k texts, chosen by (seed, tree, simulation); each
 // text is a first line of its own and `text_bytes` bytes more; a value is 0 or 1, a fair coin, and so is a
-// child's. Without `prepared` the rows are put together for every request, as the dummy policy does.
+// child's. Without `prepared` the rows are put together for every request by the thread that has it, as the
+// dummy policy does.
 //
 // Concurrency: all `threads` threads drive one forest with next() and fulfil(), `batch` requests at a time.
 // Seconds are wall time between the moment all of them start and the moment the last ends.

@@ -104,15 +104,16 @@ TreeImage Shard::image(TreeId id) const {
     // What a claimed slot has not handed in yet is left out: its call has not
     // happened.
     const Slot* slot = entry.slot;
-    if (slot == nullptr || !slot->has_completions) continue;
+    if (slot == nullptr || !slot->completed()) continue;
     pending.has_completions = true;
     for (std::size_t text = shared_.params.k - slot->samples; text < slot->split.texts.size(); ++text) {
       pending.completions.emplace_back(slot->split.texts[text].view());
     }
-    if (slot->state != Slot::State::answered) continue;
+    if (slot->state() < Slot::kHanded) continue;
     pending.has_values = true;
-    pending.completion_values = slot->completion_values;
-    pending.child_values = slot->child_values;
+    const Draft& draft = *slot->draft;
+    pending.completion_values.assign(draft.values().begin(), draft.values().end());
+    if (shared_.params.mode == Mode::value) pending.child_values = slot->child_values;
   }
   return image;
 }
@@ -197,7 +198,7 @@ void Shard::resume(std::unique_ptr<Lane> owned, std::vector<Resumed>& window) {
   const SearchParams& params = shared_.params;
   const bool scored = params.mode == Mode::value;
   lane.window.reserve(window.size());
-  ready_.reserve(window.size());
+  selected_.reserve(window.size());
   std::vector<Slot*> opened;
   opened.reserve(window.size());
   try {
@@ -206,6 +207,10 @@ void Shard::resume(std::unique_ptr<Lane> owned, std::vector<Resumed>& window) {
       const bool asks = !terminal && (resumed.samples > 0 || scored);
       Slot* slot = asks ? &open(lane, resumed.node, resumed.number, resumed.samples) : nullptr;
       if (asks) opened.push_back(slot);
+      if (asks && resumed.samples == params.k) {  // else open() has put inherited ones there
+        slot->split.texts.clear();
+        slot->split.steps.clear();
+      }
       if (asks && resumed.has_completions && resumed.samples > 0) {
         // The texts without owner move with their copies.
         slot->copies = std::move(resumed.copies);
@@ -220,7 +225,7 @@ void Shard::resume(std::unique_ptr<Lane> owned, std::vector<Resumed>& window) {
           text.owner = nullptr;
         }
         split_texts(split, params.step_ends);
-        slot->has_completions = true;
+        slot->word.fetch_or(Slot::kCompleted, std::memory_order_release);
       }
       const std::uint32_t own = terminal ? 1 : params.k;
       const std::uint32_t path = terminal ? 1 : scored ? params.k : resumed.samples;
@@ -234,25 +239,26 @@ void Shard::resume(std::unique_ptr<Lane> owned, std::vector<Resumed>& window) {
                             std::to_string(resumed.child_values.size()) + " children, but " +
                             std::to_string(slot->split.children.size()) + " of them");
       }
-      slot->completion_values = std::move(resumed.completion_values);
       slot->child_values = std::move(resumed.child_values);
-      slot->draft = std::make_unique<Draft>();
-      slot->write(shared_.format, *slot->draft);
+      slot->draft = Draft::make(shared_.format);
+      write_draft(shared_.format, slot->split, params.k - resumed.samples, resumed.completion_values,
+                  slot->child_values, *slot->draft);
     }
     add(std::move(owned));
   } catch (...) {
     lane.window.clear();
-    for (Slot* slot : opened) close(*slot);
+    for (Slot* slot : opened) close(*slot, true);
     throw;
   }
   for (std::size_t i = 0; i < window.size(); ++i) {
     Slot* slot = lane.window[i].slot;
     if (slot == nullptr) continue;
     if (window[i].has_values) {
-      slot->state = Slot::State::answered;
-      ++slot->generation;
+      const std::uint64_t word = slot->word.load(std::memory_order_relaxed);
+      slot->word.store((word & ~Slot::kState) | Slot::kAnswered, std::memory_order_release);
     } else {
-      ready_.push(slot->id());
+      selected_.push(
+          {slot->id(), lane.id, slot->number, slot->samples, params.k - slot->samples, slot->completed()});
     }
   }
   flying_ += window.size();

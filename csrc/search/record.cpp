@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-
-#include "search/climb.h"
+#include <new>
 
 namespace restrl::search {
 namespace {
 
 constexpr std::size_t kLongestVarint = 10;
+constexpr std::size_t kStep = 16;  // of put_roughly()
 
 char* put(char* at, std::uint64_t value) {
   for (; value >= 0x80; value >>= 7) *at++ = static_cast<char>(value | 0x80);
@@ -28,6 +28,13 @@ std::uint64_t get(const char*& at) {
 
 char* put_bytes(char* at, const void* bytes, std::size_t size) {
   if (size > 0) std::memcpy(at, bytes, size);
+  return at + size;
+}
+
+// The same in steps of 16 bytes, for a few of them: reads and writes up to 15 bytes too many.
+char* put_roughly(char* at, const void* bytes, std::size_t size) {
+  const char* const from = static_cast<const char*>(bytes);
+  for (std::size_t i = 0; i < size; i += kStep) std::memcpy(at + i, from + i, kStep);
   return at + size;
 }
 
@@ -69,10 +76,8 @@ bool same_bits(double a, double b) {
 
 // The num_decisions children of highest first score, the earlier one of equals.
 void choose_visible(const RecordFormat& format, std::span<const double> scores, std::size_t count,
-                    std::vector<std::uint8_t>& visible) {
+                    std::uint8_t* rows) {
   const std::size_t most = format.num_decisions;
-  if (visible.size() < count) visible.resize(count);
-  std::uint8_t* const rows = visible.data();
   if (!format.scored || count <= most) {
     for (std::size_t i = 0; i < count; ++i) rows[i] = i < most ? 1 : 0;
     return;
@@ -86,41 +91,54 @@ void choose_visible(const RecordFormat& format, std::span<const double> scores, 
   for (std::size_t i = 0; i < most; ++i) rows[order[i]] = 1;
 }
 
-// A child that nothing was backed up through yet.
-Draft::Child new_lane(bool terminal, double score, std::uint32_t count) {
-  Draft::Child lane{repeated(score, count), count, terminal ? kTerminal : 0};
-  if (!same_bits(lane.W / count, score)) {
-    lane.W = score;
-    lane.flags |= kFresh;
-  }
-  return lane;
+// A scored child that nothing was backed up through yet, in lane `lane` of its line.
+void score_lane(Line& line, std::uint32_t lane, double score, std::uint32_t count) {
+  line.N[lane] = count;
+  line.W[lane] = repeated(score, count);
+  if (same_bits(line.W[lane] / count, score)) return;
+  line.W[lane] = score;
+  line.child[lane] |= kFresh;
 }
 
 }  // namespace
 
+std::size_t Draft::bytes(const RecordFormat& format) {
+  return sizeof(Draft) + (sizeof(Line) << format.shift) + 17 * std::size_t{format.k} + longest_tail(format) +
+         kStep;
+}
+
+std::unique_ptr<Draft> Draft::make(const RecordFormat& format) {
+  void* const room = ::operator new(bytes(format), std::align_val_t(alignof(Draft)));
+  return std::unique_ptr<Draft>(::new (room) Draft(format));
+}
+
 std::size_t longest_record(const RecordFormat& format) {
-  return sizeof(double) * format.k + kLongestVarint + longest_tail(format) + sizeof(char*);
+  return sizeof(double) * format.k + kLongestVarint + longest_tail(format) + sizeof(char*) + kStep;
 }
 
 void write_draft(const RecordFormat& format, const Split& split, std::uint32_t reused,
                  std::span<const double> values, std::span<const double> scores, Draft& draft) {
   const std::span<const Split::Child> children = split.children;
-  choose_visible(format, scores, children.size(), draft.visible);
+  choose_visible(format, scores, children.size(), draft.visible());
   write_tail(format, split, reused, scores, draft);
-  draft.lanes.resize(std::min<std::size_t>(children.size(), format.num_decisions));
-  const std::uint8_t* const visible = draft.visible.data();
-  Draft::Child* lane = draft.lanes.data();
+  std::copy(values.begin(), values.end(), draft.values().begin());
+  const std::uint8_t* const visible = draft.visible();
+  Line* const lines = draft.lines();
+  std::fill_n(lines, std::size_t{1} << format.shift, kEmptyLine);
   Visit fresh{0, 0.0};
-  if (format.scored) {
-    for (std::size_t i = 0; i < children.size(); ++i) {
-      const std::uint32_t count = children[i].count;
-      fresh = {fresh.N + count, fresh.W + repeated(scores[i], count)};
-      if (visible[i] != 0) *lane++ = new_lane(children[i].terminal, scores[i], count);
-    }
-  } else {
-    for (std::size_t i = 0; i < draft.lanes.size(); ++i) {
-      *lane++ = {0.0, 0, children[i].terminal ? kTerminal : 0};
-    }
+  std::uint32_t lane = 0;
+  for (std::size_t i = 0; i < children.size(); ++i) {
+    const std::uint32_t count = children[i].count;
+    if (format.scored) fresh = {fresh.N + count, fresh.W + repeated(scores[i], count)};
+    if (visible[i] == 0) continue;
+    Line& line = lines[lane / 4];
+    line.W[lane % 4] = 0.0;
+    line.child[lane % 4] = kLeaf | (children[i].terminal ? kTerminal : 0) | lane;
+    if (format.scored) score_lane(line, lane % 4, scores[i], count);
+    ++lane;
+  }
+  draft.visible_count = static_cast<std::uint16_t>(lane);
+  if (!format.scored) {
     for (const double value : values) fresh = {fresh.N + 1, fresh.W + value};
   }
   draft.fresh = fresh;
@@ -128,10 +146,11 @@ void write_draft(const RecordFormat& format, const Split& split, std::uint32_t r
 
 void write_tail(const RecordFormat& format, const Split& split, std::uint32_t reused,
                 std::span<const double> scores, Draft& draft) {
-  if (draft.tail.size() < longest_tail(format)) draft.tail.resize(longest_tail(format));
   const std::span<const Split::Child> children = split.children;
-  const std::uint8_t* const visible = draft.visible.data();
-  char* const begin = draft.tail.data();
+  const std::uint8_t* const visible = draft.visible();
+  void** const owners = draft.owners();
+  std::uint16_t owner_count = 0;
+  char* const begin = draft.tail();
   char* at = begin;
   if (format.reuse) at = put(at, std::uint64_t{reused});
   for (const std::uint32_t child : split.child_of) at = put(at, std::uint64_t{child});
@@ -152,23 +171,27 @@ void write_tail(const RecordFormat& format, const Split& split, std::uint32_t re
     text_bytes += std::uint64_t{text.size} + 1;
     at = put(at, std::uint64_t{text.size} << 1 | std::uint64_t{held});
     if (held) {
+      owners[owner_count++] = text.owner;
       at = put_bytes(at, &text.data, sizeof text.data);
     } else {
       copied += text.size;
     }
   }
-  draft.tail_size = static_cast<std::size_t>(at - begin);
-  draft.references = static_cast<std::uint64_t>(at - references) + (copied > 0 ? sizeof(char*) : 0);
+  draft.tail_size = static_cast<std::uint32_t>(at - begin);
+  draft.references = static_cast<std::uint32_t>(at - references) + (copied > 0 ? sizeof(char*) : 0);
+  draft.fresh_count = static_cast<std::uint16_t>(format.k - reused);
+  draft.owner_count = owner_count;
+  draft.child_count = static_cast<std::uint16_t>(children.size());
   draft.copied = copied;
   draft.text_bytes = text_bytes;
 }
 
 char* write_record(std::uint32_t expansion, std::uint32_t simulation, std::span<const double> inherited,
-                   std::span<const double> values, const Draft& draft, const char* copies, char* at) {
+                   const Draft& draft, const char* copies, char* at) {
   at = put_bytes(at, inherited.data(), inherited.size_bytes());
-  at = put_bytes(at, values.data(), values.size_bytes());
+  at = put_roughly(at, draft.values().data(), draft.values().size_bytes());
   at = put(at, zigzag(std::int64_t{simulation} - std::int64_t{expansion}));
-  at = put_bytes(at, draft.tail.data(), draft.tail_size);
+  at = put_roughly(at, draft.tail(), draft.tail_size);
   return draft.copied > 0 ? put_bytes(at, &copies, sizeof copies) : at;
 }
 

@@ -16,11 +16,15 @@
 // bytes); texts, with their sizes and addresses, are not counted as memory of nodes.
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
+#include "search/climb.h"
 #include "search/params.h"
 #include "search/text.h"
 #include "search/tree_data.h"
@@ -51,48 +55,80 @@ struct RecordFormat {
   explicit RecordFormat(const SearchParams& params)
       : k(params.k),
         num_decisions(params.num_decisions),
+        shift(static_cast<std::uint32_t>(std::bit_width((std::min(k, num_decisions) - 1) / 4))),
         scored(params.mode == Mode::value),
         reuse(params.reuse) {}
   std::uint32_t k;
   std::uint32_t num_decisions;
-  bool scored;  // value mode
+  std::uint32_t shift;  // the smallest with four visible children in each of 2^shift lines
+  bool scored;          // value mode
   bool reuse;
 };
 
-// What of an expansion is known before its place in the tree is: its record less the values and the number of
-// the simulation, its visible children, what it adds. Made under no lock; Tree::expand_drafted() takes it in.
-struct Draft {
-  struct Child {  // as its lane begins
-    double W;
-    std::uint32_t N;
-    std::uint32_t flags;  // kTerminal, kFresh
-  };
-  std::vector<std::uint8_t> visible;  // [children] at least
-  std::vector<Child> lanes;           // of the visible ones
-  std::vector<char> tail;             // the record after the simulation's number, less the address
-  std::size_t tail_size = 0;
-  std::size_t copied = 0;        // bytes of the texts without an owner
+// What of an expansion is known before its place in the tree is: its lines, its record less the inherited
+// values and the number of the simulation, what it adds. Made under no lock, by whichever thread has the
+// answer; Tree::expand_drafted() copies it in, maybe on another one, which is why it lies in one piece:
+//
+//   [ header 64 B | lines 64 B each | values f64 x fresh | owners 8 B x held | visible u8 x k | tail ]
+class alignas(64) Draft {
+ public:
+  static std::unique_ptr<Draft> make(const RecordFormat& format);  // throws bad_alloc
+  static void operator delete(void* draft) { ::operator delete(draft, std::align_val_t(alignof(Draft))); }
+
+  Line* lines() { return reinterpret_cast<Line*>(this + 1); }  // [2^shift] as they begin
+  const Line* lines() const { return reinterpret_cast<const Line*>(this + 1); }
+  std::span<double> values() { return {reinterpret_cast<double*>(lines() + line_count_), fresh_count}; }
+  std::span<const double> values() const {
+    return {reinterpret_cast<const double*>(lines() + line_count_), fresh_count};
+  }
+  void** owners() { return reinterpret_cast<void**>(lines() + line_count_) + k_; }  // [owner_count]
+  void* const* owners() const { return reinterpret_cast<void* const*>(lines() + line_count_) + k_; }
+  std::uint8_t* visible() { return reinterpret_cast<std::uint8_t*>(owners() + k_); }  // [children]
+  // [tail_size] the record after the simulation's number, less the address
+  char* tail() { return reinterpret_cast<char*>(owners() + k_) + k_; }
+  const char* tail() const { return reinterpret_cast<const char*>(owners() + k_) + k_; }
+
+  // Asks for its memory: it comes from another core's cache.
+  void prefetch() const {
+    const char* const begin = reinterpret_cast<const char*>(this);
+    for (std::size_t line = 0; line < 6; ++line) __builtin_prefetch(begin + line * sizeof(Line));
+  }
+
+  Draft* next = nullptr;         // in the list that owns it
   std::uint64_t text_bytes = 0;  // of the fresh texts, newlines counted
-  std::uint64_t references = 0;  // bytes of `tail` that refer to them
+  std::size_t copied = 0;        // bytes of the texts without an owner
   Visit fresh{0, 0.0};           // of the drawn completions; value mode: of all children
+  std::uint32_t references = 0;  // bytes of `tail` that refer to texts
+  std::uint32_t tail_size = 0;
+  std::uint16_t fresh_count = 0;  // completions drawn
+  std::uint16_t owner_count = 0;  // of them with an owner
+  std::uint16_t child_count = 0;
+  std::uint16_t visible_count = 0;  // of the children
+
+ private:
+  explicit Draft(const RecordFormat& format) : k_(format.k), line_count_(1U << format.shift) {}
+  static std::size_t bytes(const RecordFormat& format);
+  std::uint32_t k_;
+  std::uint32_t line_count_;
 };
 
 // Fills `draft` from an expansion taken apart; its first `reused` texts are inherited. `values` are those of
-// the drawn completions, `scores` in value mode those of the children. Throws bad_alloc.
+// the drawn completions, `scores` in value mode those of the children.
 void write_draft(const RecordFormat& format, const Split& split, std::uint32_t reused,
                  std::span<const double> values, std::span<const double> scores, Draft& draft);
 
-// The same for children of which `draft.visible` says already which are visible; the lanes are left alone.
+// The same for children of which `draft.visible` says already which are visible; the lines and values are
+// left alone.
 void write_tail(const RecordFormat& format, const Split& split, std::uint32_t reused,
                 std::span<const double> scores, Draft& draft);
 
-// Bytes that a record takes at most.
+// Bytes that write_record() writes at most, those behind the record included.
 std::size_t longest_record(const RecordFormat& format);
 
-// Writes a record and returns its end: `inherited` and `values` of its completions, what `draft` has, and
-// `copies`, where its texts without an owner lie side by side.
+// Writes a record, and maybe some bytes behind it, and returns its end: the values of its `inherited`
+// completions, what `draft` has, and `copies`, where its texts without an owner lie side by side.
 char* write_record(std::uint32_t expansion, std::uint32_t simulation, std::span<const double> inherited,
-                   std::span<const double> values, const Draft& draft, const char* copies, char* at);
+                   const Draft& draft, const char* copies, char* at);
 
 // Reads a record into `record`, whose vectors keep their memory.
 void read_record(const RecordFormat& format, std::uint32_t expansion, const char* at, Record& record);

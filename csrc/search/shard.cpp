@@ -1,6 +1,8 @@
 #include "search/shard.h"
 
 #include <algorithm>
+#include <exception>
+#include <new>
 #include <stdexcept>
 #include <utility>
 
@@ -8,6 +10,19 @@
 #include "search/random.h"
 
 namespace restrl::search {
+namespace {
+
+constexpr std::size_t kTogether = 16;  // requests that are published together
+constexpr std::size_t kWarm = 64;      // slots of a shard whose trees fit into a cache
+
+// Whether a slot with this word is open or claimed for request `id`.
+bool is_open(std::uint64_t word, RequestId id) {
+  const std::uint64_t state = word & Slot::kState;
+  return word >> 32 == id >> 32 && (state == Slot::kOpen || state == Slot::kClaimed) &&
+         (word & Slot::kDropped) == 0;
+}
+
+}  // namespace
 
 Lane::Lane(TreeId tree_id, std::string tree_key, const SearchParams& params, std::uint64_t seed,
            std::string_view state)
@@ -21,8 +36,13 @@ void Slot::forget_completions(std::uint32_t reused) {
   copies.clear();
 }
 
-void Slot::write(const RecordFormat& format, Draft& answer) const {
-  write_draft(format, split, format.k - samples, completion_values, child_values, answer);
+bool Slot::leave(State to, std::uint64_t flags) noexcept {
+  std::uint64_t seen = word.load(std::memory_order_relaxed);
+  do {
+    if ((seen & kDropped) != 0) return false;
+  } while (!word.compare_exchange_weak(seen, (seen & ~kState) | to | flags, std::memory_order_acq_rel,
+                                       std::memory_order_relaxed));
+  return true;
 }
 
 void Shard::add(std::unique_ptr<Lane> lane) {
@@ -42,12 +62,9 @@ Lane& Shard::lane(TreeId id) const {
   return *lanes_[place];
 }
 
-Slot& Shard::slot(RequestId id) {
-  const std::size_t place = static_cast<std::uint32_t>(id) / kShards;
-  if (place < slots_.size()) {
-    Slot& slot = slots_[place];
-    const bool open = slot.state == Slot::State::open || slot.state == Slot::State::claimed;
-    if (open && !slot.dropped && slot.generation == id >> 32) return slot;
+Slot& Shard::slot(RequestId id) const {
+  if (Slot* const slot = slots_.find(static_cast<std::uint32_t>(id) / kShards)) {
+    if (is_open(slot->word.load(std::memory_order_acquire), id)) return *slot;
   }
   throw RequestError("request " + std::to_string(id) + " is not open: unknown, answered or cancelled");
 }
@@ -70,50 +87,109 @@ void Shard::remove(TreeId id) {
 
 void Shard::take(std::size_t max_requests, std::vector<Request>& requests, std::vector<std::string>* states) {
   sweep();
+  publish();
   while (requests.size() < max_requests) {
-    if (ready_.empty()) {
-      if (idle_.empty()) break;
-      const std::unique_ptr<Lane>& lane = lanes_[idle_.pop() / kShards];
-      if (lane == nullptr) continue;
-      lane->idle = false;
-      advance(*lane);
-      continue;
-    }
-    const RequestId id = ready_[0];
-    const Slot& slot = slots_[static_cast<std::uint32_t>(id) / kShards];
-    if (slot.generation == id >> 32 && !slot.dropped) {  // else it was cancelled meanwhile
-      if (states != nullptr) states->push_back(slot.lane->tree.state(slot.leaf));
-      requests.push_back({id, slot.lane->id, slot.number, slot.samples, shared_.params.k - slot.samples,
-                          slot.has_completions});
-    }
-    ready_.pop();
+    take_ready(max_requests, requests, states);
+    if (requests.size() == max_requests || idle_.empty()) break;
+    const std::unique_ptr<Lane>& lane = lanes_[idle_.pop() / kShards];
+    if (lane == nullptr) continue;
+    lane->idle = false;
+    advance(*lane);
+    publish();
   }
   count();
 }
 
-void Shard::put_back(RequestId id) {
-  ready_.push(id);
-  count();
-}
-
-void Shard::claim(Slot& slot, RequestId id, const void* claimer) {
-  if (slot.state == Slot::State::claimed) {
-    throw RequestError("request " + std::to_string(id) +
-                       (slot.claimer == claimer ? " is named twice" : " is being answered by another call"));
+void Shard::take_ready(std::size_t max_requests, std::vector<Request>& requests,
+                       std::vector<std::string>* states) {
+  const std::scoped_lock lock(desk_);
+  for (; !ready_.empty() && requests.size() < max_requests; ready_.pop()) {
+    const Request& request = ready_[0];
+    const Slot& slot = *slots_.find(static_cast<std::uint32_t>(request.id) / kShards);
+    if (!is_open(slot.word.load(std::memory_order_acquire), request.id)) continue;  // cancelled meanwhile
+    if (states != nullptr) states->push_back(slot.lane->tree.state(slot.leaf));
+    requests.push_back(request);
   }
-  slot.state = Slot::State::claimed;
-  slot.claimer = claimer;
-  ++slot.lane->claims;
+  ready.store(ready_.size(), std::memory_order_relaxed);
 }
 
-bool Shard::unclaim(Slot& slot) {
-  Lane& lane = *slot.lane;
-  slot.state = Slot::State::open;
-  slot.claimer = nullptr;
-  --lane.claims;
-  if (!slot.dropped) return false;
-  close(slot);
-  return true;
+void Shard::put_back(const Request& request) {
+  const std::scoped_lock lock(desk_);
+  ready_.push(request);
+  ready.store(ready_.size(), std::memory_order_relaxed);
+}
+
+void Shard::publish() {
+  if (selected_.empty()) return;
+  const std::scoped_lock lock(desk_);
+  ready_.reserve(selected_.size());
+  while (!selected_.empty()) ready_.push(selected_.pop());
+  ready.store(ready_.size(), std::memory_order_relaxed);
+}
+
+void Shard::count() noexcept {
+  try {
+    publish();
+  } catch (const std::bad_alloc&) {
+    // take() tries again
+  }
+  idle.store(idle_.size() + selected_.size(), std::memory_order_relaxed);
+  in_flight.store(flying_, std::memory_order_release);
+}
+
+Slot& Shard::claim(RequestId id, std::span<Slot* const> mine) {
+  Slot& slot = this->slot(id);
+  std::uint64_t seen = slot.word.load(std::memory_order_relaxed);
+  while (is_open(seen, id) && (seen & Slot::kState) == Slot::kOpen) {
+    const std::uint64_t claimed = (seen & ~Slot::kState) | Slot::kClaimed;
+    if (slot.word.compare_exchange_weak(seen, claimed, std::memory_order_acquire, std::memory_order_relaxed))
+      return slot;
+  }
+  this->slot(id);  // which says so if it is not open any more
+  const bool twice = std::find(mine.begin(), mine.end(), &slot) != mine.end();
+  throw RequestError("request " + std::to_string(id) +
+                     (twice ? " is named twice" : " is being answered by another call"));
+}
+
+bool Shard::hand_over(Slot* first, Slot* last) {
+  const std::scoped_lock lock(desk_);
+  (handed_ == nullptr ? handed_ : last_handed_->next) = first;
+  last_handed_ = last;
+  return !std::exchange(settling_, true);
+}
+
+void Shard::settle(Drafts& spent) {
+  std::exception_ptr error;
+  for (;;) {
+    Slot* slot = nullptr;
+    {
+      const std::scoped_lock lock(desk_);
+      slot = std::exchange(handed_, nullptr);
+      if (slot == nullptr) {
+        settling_ = false;
+        break;
+      }
+    }
+    while (slot != nullptr) {
+      Slot* const next = slot->next;
+      if (next != nullptr && next->lane != slot->lane && slots_.size() > kWarm) next->lane->tree.prefetch();
+      try {
+        answer(*slot);
+      } catch (...) {
+        if (error == nullptr) error = std::current_exception();
+      }
+      slot = next;
+    }
+    spent.take(spent_);
+    count();
+    mutex.give_way();
+  }
+  if (error != nullptr) std::rethrow_exception(error);
+}
+
+void Shard::close_dropped(Slot& slot, bool filled) noexcept {
+  --slot.lane->claims;
+  close(slot, filled);
 }
 
 // Removed trees that no claimed slot looks at any more.
@@ -125,17 +201,44 @@ void Shard::sweep() {
   });
 }
 
-void Shard::answer(Slot& slot, std::unique_ptr<Draft>& draft) {
-  slot.state = Slot::State::answered;
-  ++slot.generation;
-  std::swap(slot.draft, draft);
+// The request has its scores: applies what can be applied and selects what follows.
+void Shard::answer(Slot& slot) {
+  const std::uint64_t word = slot.word.load(std::memory_order_relaxed);
+  slot.word.store((word & ~Slot::kState) | Slot::kAnswered, std::memory_order_relaxed);
   advance(*slot.lane);
-  if (slot.state != Slot::State::answered) std::swap(slot.draft, draft);
+}
+
+void Shard::drop(Slot& slot) {
+  Lane& lane = *slot.lane;
+  leave_window(slot);
+  close(slot, slot.completed());
+  advance(lane);
   count();
 }
 
+// The same of a slot that anybody may have claimed, in which case he closes it; false if its answer is there.
+bool Shard::drop_unless_handed(Slot& slot) {
+  std::uint64_t seen = slot.word.load(std::memory_order_acquire);
+  for (;;) {
+    const std::uint64_t state = seen & Slot::kState;
+    if (state != Slot::kOpen && state != Slot::kClaimed) return false;
+    const bool open = state == Slot::kOpen;
+    const std::uint64_t mine = open ? (seen & ~Slot::kState) | Slot::kClaimed : seen | Slot::kDropped;
+    if (!slot.word.compare_exchange_weak(seen, mine, std::memory_order_acq_rel)) continue;
+    if (open) {
+      drop(slot);
+    } else {
+      Lane& lane = *slot.lane;
+      ++lane.claims;
+      leave_window(slot);
+      advance(lane);
+    }
+    return true;
+  }
+}
+
 // Takes an unanswered simulation out of its window; the lane waits in idle_ until next() comes to it.
-void Shard::drop(Slot& slot) {
+void Shard::leave_window(Slot& slot) noexcept {
   Lane& lane = *slot.lane;
   for (std::size_t i = 0; i < lane.window.size(); ++i) {
     if (lane.window[i].slot != &slot) continue;
@@ -143,13 +246,6 @@ void Shard::drop(Slot& slot) {
     give_up(lane, entry);
     break;
   }
-  if (slot.state == Slot::State::claimed) {
-    slot.dropped = true;  // the call that answers it right now closes it
-  } else {
-    close(slot);
-  }
-  advance(lane);
-  count();
 }
 
 void Shard::cancel_all() {
@@ -159,9 +255,9 @@ void Shard::cancel_all() {
     open.clear();
     for (std::size_t i = 0; i < lane->window.size(); ++i) {
       Slot* slot = lane->window[i].slot;
-      if (slot != nullptr && slot->state != Slot::State::answered) open.push_back(slot);
+      if (slot != nullptr) open.push_back(slot);
     }
-    for (Slot* slot : open) drop(*slot);
+    for (Slot* slot : open) drop_unless_handed(*slot);
     if (!lane->window.empty()) advance(*lane);  // answered, but memory ended when it was their turn
   }
   count();
@@ -181,33 +277,32 @@ Slot& Shard::open(Lane& lane, NodeId node, std::uint32_t number, std::uint32_t s
     const std::size_t place = slots_.size() * kShards + index_;
     if (place >= kNone) throw LimitError("a forest has at most 2^28 requests open at once");
     // So that closing a slot cannot fail.
-    free_.reserve(slots_.size() + 1);
+    if (free_.capacity() <= slots_.size()) free_.reserve(2 * slots_.size() + 1);
     shared_.graveyard.expect(shared_.params.k);
-    slots_.emplace_back().place = static_cast<std::uint32_t>(place);
-    free_.push_back(&slots_.back());
+    Slot& added = slots_.add();
+    added.place = static_cast<std::uint32_t>(place);
+    free_.push_back(&added);
   }
   Slot& slot = *free_.back();
-  inherit(lane, node, slot.split);
+  if (samples < shared_.params.k) inherit(lane, node, slot.split);
   if (samples == 0) split_texts(slot.split, shared_.params.step_ends);
   free_.pop_back();
-  slot.has_completions = samples == 0;
-  slot.dropped = false;
-  slot.state = Slot::State::open;
   slot.lane = &lane;
   slot.leaf = node;
   slot.number = number;
   slot.samples = samples;
+  const std::uint64_t generation = slot.word.load(std::memory_order_relaxed) >> 32 << 32;
+  slot.word.store(generation | Slot::kOpen | (samples == 0 ? Slot::kCompleted : 0),
+                  std::memory_order_release);
   return slot;
 }
 
-void Shard::close(Slot& slot) noexcept {
-  bury(slot.split);
-  slot.forget_completions(0);
-  slot.completion_values.clear();
-  slot.child_values.clear();
-  slot.state = Slot::State::free;
+void Shard::close(Slot& slot, bool filled) noexcept {
+  if (filled) bury(slot.split);
+  if (slot.draft != nullptr) spent_.push(std::move(slot.draft));
   slot.lane = nullptr;
-  ++slot.generation;
+  const std::uint64_t generation = slot.word.load(std::memory_order_relaxed) >> 32;
+  slot.word.store((generation + 1) << 32 | Slot::kFree, std::memory_order_release);
   free_.push_back(&slot);
 }
 
@@ -260,17 +355,21 @@ bool Shard::start_one(Lane& lane) {
     return false;
   }
   lane.window.reserve(1);
-  ready_.reserve(1);
+  selected_.reserve(1);
   const bool asks = !terminal && (samples > 0 || params.mode == Mode::value);
   Slot* slot = asks ? &open(lane, node, lane.next_number, samples) : nullptr;
   const std::uint32_t own = terminal ? 1 : params.k;
   const std::uint32_t path = terminal ? 1 : params.mode == Mode::value ? params.k : samples;
-  lane.window.push({VirtualLoss(lane.tree, node, own, path), lane.next_number, node, samples, slot});
+  const bool last =
+      lane.window.size() + 1 == params.leaves_in_flight || lane.started + 1 == params.simulations;
+  lane.window.push({VirtualLoss(lane.tree, node, own, path, last), lane.next_number, node, samples, slot});
   ++flying_;
   ++lane.next_number;
   ++lane.started;
   lane.samples += samples;
-  if (slot != nullptr) ready_.push(slot->id());
+  if (slot == nullptr) return true;
+  selected_.push({slot->id(), lane.id, slot->number, samples, params.k - samples, slot->completed()});
+  if (selected_.size() >= kTogether) count();
   return true;
 }
 
@@ -278,7 +377,7 @@ bool Shard::start_one(Lane& lane) {
 bool Shard::apply_one(Lane& lane) {
   const auto answered = [&](std::size_t i) {
     const Slot* slot = lane.window[i].slot;
-    return slot == nullptr || slot->state == Slot::State::answered;
+    return slot == nullptr || slot->state() == Slot::kAnswered;
   };
   const std::size_t end =
       shared_.params.in_order ? std::min<std::size_t>(1, lane.window.size()) : lane.window.size();
@@ -287,6 +386,7 @@ bool Shard::apply_one(Lane& lane) {
   if (found == end) return false;
   // Out of the window first: should expand() throw, the simulation is given up and its virtual loss with it.
   Entry entry = lane.window.take(found);
+  prefetch_answers(lane);
   lane.collided = false;
   Visits visits;
   try {
@@ -297,9 +397,7 @@ bool Shard::apply_one(Lane& lane) {
     } else {
       if (entry.slot != nullptr) {
         Slot& slot = *entry.slot;
-        visits = lane.tree.expand_drafted(entry.node, entry.number, slot.split, slot.completion_values,
-                                          *slot.draft);
-        for (Text& text : slot.split.texts) text.owner = nullptr;  // the tree has them now
+        visits = lane.tree.expand_drafted(entry.node, entry.number, slot.split, *slot.draft);
       } else {
         inherit(lane, entry.node, scratch_);
         split_texts(scratch_, shared_.params.step_ends);
@@ -311,15 +409,25 @@ bool Shard::apply_one(Lane& lane) {
       lane.stats.reused += shared_.params.k - entry.samples;
     }
   } catch (...) {
-    if (entry.slot != nullptr) close(*entry.slot);
+    if (entry.slot != nullptr) close(*entry.slot, true);
     give_up(lane, entry);
     throw;
   }
-  if (entry.slot != nullptr) close(*entry.slot);
+  if (entry.slot != nullptr) close(*entry.slot, false);  // the tree has the owners of its texts now
   lane.tree.back_up(entry.node, visits.own, visits.path, std::move(entry.loss));
   --flying_;
   ++lane.stats.simulations;
   return true;
+}
+
+// Asks for the answers that come next, which another core may have written.
+void Shard::prefetch_answers(const Lane& lane) const {
+  constexpr std::size_t kSlots = 4;
+  constexpr std::size_t kDrafts = 1;
+  if (lane.window.size() > kSlots) __builtin_prefetch(lane.window[kSlots].slot, 1);
+  if (lane.window.size() <= kDrafts) return;
+  const Slot* const slot = lane.window[kDrafts].slot;
+  if (slot != nullptr && slot->state() >= Slot::kHanded) slot->draft->prefetch();
 }
 
 void Shard::advance(Lane& lane) {

@@ -25,6 +25,7 @@ struct Seconds {
 
 class Watch {
  public:
+  void restart() noexcept { *this = Watch(); }
   Seconds elapsed() const {
     return {std::chrono::duration<double>(Clock::now() - wall_).count(),
             static_cast<double>(std::clock() - cpu_) / CLOCKS_PER_SEC};
@@ -157,7 +158,8 @@ Seconds timed(std::uint32_t threads, const Work& work) {
     work(0U);
     return watch.elapsed();
   }
-  std::barrier ready(static_cast<std::ptrdiff_t>(threads) + 1);
+  Watch watch;
+  std::barrier ready(threads, [&]() noexcept { watch.restart(); });  // before any of them goes on
   std::vector<std::thread> workers;
   for (std::uint32_t t = 0; t < threads; ++t) {
     workers.emplace_back([&, t] {
@@ -165,8 +167,6 @@ Seconds timed(std::uint32_t threads, const Work& work) {
       work(t);
     });
   }
-  ready.arrive_and_wait();
-  const Watch watch;
   for (std::thread& worker : workers) worker.join();
   return watch.elapsed();
 }

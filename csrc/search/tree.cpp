@@ -11,12 +11,6 @@
 namespace restrl::search {
 namespace {
 
-// Smallest shift with four visible children per line.
-std::uint32_t line_shift(const SearchParams& params) {
-  const std::uint32_t visible = std::min(params.k, params.num_decisions);
-  return static_cast<std::uint32_t>(std::bit_width((visible - 1) / 4));
-}
-
 // Lane number `index` of a mask, without a branch where there are at most four lanes: a draw is not to be
 // foreseen.
 std::uint32_t lane_in(std::uint32_t mask, std::uint32_t index) {
@@ -39,9 +33,9 @@ std::uint32_t lane_in(std::uint32_t mask, std::uint32_t index) {
 
 }  // namespace
 
-VirtualLoss::VirtualLoss(Tree& tree, NodeId leaf, std::uint32_t own, std::uint32_t path)
+VirtualLoss::VirtualLoss(Tree& tree, NodeId leaf, std::uint32_t own, std::uint32_t path, bool last)
     : tree_(&tree), leaf_(leaf), own_(own), path_(path) {
-  tree_->fly({leaf_, own_, path_}, 1);
+  tree_->fly({leaf_, own_, path_}, 1, last);
 }
 
 // Only a second reservation makes fly() throw.
@@ -64,7 +58,7 @@ Tree::Tree(const SearchParams& params, std::uint64_t seed, std::uint64_t stream,
             nullptr,
             params.c,
             params.eps,
-            line_shift(params),
+            format_.shift,
             params.ties == Ties::first,
             params.virtual_loss == LossRule::unobserved,
             params.mode == Mode::value},
@@ -76,9 +70,9 @@ Tree::Tree(const SearchParams& params, std::uint64_t seed, std::uint64_t stream,
   root_state_ = {copy, root_state.size()};
   reserve(0);
   cold_.push_back(0);
-  open_expansion(kNone);
-  rows_.W(kRoot) = 0;
-  rows_.child(kRoot) = kLeaf;
+  std::vector<Line> lines(std::size_t{1} << format_.shift, kEmptyLine);
+  lines[0].W[0] = 0;
+  open_expansion(kNone, lines.data());
 }
 
 void Tree::make_room(std::size_t completions) {
@@ -104,14 +98,11 @@ void Tree::make_room(std::size_t completions) {
   log_room_ = std::min(log_.capacity(), kMostLog);
 }
 
-// A new expansion, all lanes empty, above `node` (kNone: expansion 0).
-void Tree::open_expansion(NodeId node) {
+// A new expansion of these lines above `node` (kNone: expansion 0).
+void Tree::open_expansion(NodeId node, const Line* lines) {
   const auto e = static_cast<std::uint32_t>(links_.size());
   links_.push_back({kTie, node});
-  constexpr double kEmpty = -std::numeric_limits<double>::infinity();
-  for (std::uint32_t i = 0; i < 1U << rows_.shift; ++i) {
-    lines_.push_back({{kEmpty, kEmpty, kEmpty, kEmpty}, {0, 0, 0, 0}, {kLeaf, kLeaf, kLeaf, kLeaf}});
-  }
+  for (std::uint32_t i = 0; i < 1U << rows_.shift; ++i) lines_.push_back(lines[i]);
   if (!alone_) {
     const std::size_t begin = flight_.size();
     flight_.resize(lines_.size() * 4);
@@ -151,6 +142,7 @@ inline std::uint32_t Tree::pick(std::uint32_t e, std::uint32_t tie, std::uint64_
 }
 
 NodeId Tree::select(std::uint32_t simulation, std::uint32_t* leaf_depth) const {
+  refresh();
   std::uint32_t e = 0;
   std::uint32_t next = rows_.child(kRoot);
   std::uint32_t depth = 0;
@@ -165,7 +157,7 @@ NodeId Tree::select(std::uint32_t simulation, std::uint32_t* leaf_depth) const {
   return (e << rows_.lane_shift()) + lane_of(next);
 }
 
-void Tree::fly(const Reservation& reservation, std::int32_t sign) {
+void Tree::fly(const Reservation& reservation, std::int32_t sign, bool last) {
   if (alone_) {
     // Nothing is selected while it lives, so no UCT value needs it.
     if (sign > 0 && reservation_.leaf != kNone)
@@ -175,7 +167,10 @@ void Tree::fly(const Reservation& reservation, std::int32_t sign) {
   }
   const Change own{0, 0, sign * static_cast<std::int32_t>(reservation.own)};
   const Change path{0, 0, sign * static_cast<std::int32_t>(reservation.path)};
-  walks_->climb(rows_, reservation.leaf, own, path, false);
+  refresh();
+  if (!last) return walks_->climb(rows_, reservation.leaf, own, path, false);
+  walks_->climb_lightly(rows_, reservation.leaf, own, path);
+  stale_ = reservation.leaf;
 }
 
 void Tree::back_up(NodeId node, Visit own, Visit path) {
@@ -190,6 +185,7 @@ void Tree::back_up(NodeId node, Visit own, Visit path, VirtualLoss&& loss) {
   loss.tree_ = nullptr;
   walks_->climb(rows_, node, {own.N, own.W, -static_cast<std::int32_t>(loss.own_)},
                 {path.N, path.W, -static_cast<std::int32_t>(loss.path_)}, true);
+  refresh();
 }
 
 std::uint32_t Tree::in_flight(NodeId node) const {
@@ -239,34 +235,30 @@ Visit Tree::terminal_visit(NodeId node) const {
 Visits Tree::expand(NodeId leaf, std::uint32_t simulation, const Split& split,
                     std::span<const double> completions, std::span<const double> children) {
   const auto reused = static_cast<std::uint32_t>(format_.k - completions.size());
-  write_draft(format_, split, reused, completions, children, draft_);
-  return expand_drafted(leaf, simulation, split, completions, draft_);
+  write_draft(format_, split, reused, completions, children, draft());
+  return expand_drafted(leaf, simulation, split, draft());
 }
 
-Visits Tree::expand_drafted(NodeId leaf, std::uint32_t simulation, const Split& split,
-                            std::span<const double> completions, const Draft& draft) {
+Draft& Tree::draft() {
+  if (draft_ == nullptr) draft_ = Draft::make(format_);
+  return *draft_;
+}
+
+Visits Tree::expand_drafted(NodeId leaf, std::uint32_t simulation, const Split& split, const Draft& draft) {
   check_room(format_.k);
   const std::span<const double> inherited = inherited_values(leaf);
-  reserve(split.texts.size());
+  reserve(draft.owner_count);
   texts_.reserve(draft.copied);
-  append_record(simulation, split, inherited, completions, draft);
+  append_record(simulation, split, inherited, draft);
   if ((code(leaf) & kFresh) != 0) rows_.W(leaf) = repeated(rows_.W(leaf), rows_.N(leaf));
-  const auto first_lane = static_cast<NodeId>(links_.size() << rows_.lane_shift());
-  open_expansion(leaf);
-  NodeId next_lane = first_lane;
-  for (const Draft::Child& child : draft.lanes) {
-    rows_.W(next_lane) = child.W;
-    rows_.N(next_lane) = child.N;
-    rows_.child(next_lane) = kLeaf | child.flags | lane(next_lane);
-    ++next_lane;
-  }
-  if (!format_.scored) rows_.links[code(leaf)].next = equal_children(code(leaf), next_lane - first_lane);
+  open_expansion(leaf, draft.lines());
+  if (!format_.scored) rows_.links[code(leaf)].next = equal_children(code(leaf), draft.visible_count);
 
   Visits visits{draft.fresh, draft.fresh};
   if (format_.scored || inherited.empty()) return visits;
   visits.own = {0, 0.0};  // all values in their order
   for (const double value : inherited) visits.own = {visits.own.N + 1, visits.own.W + value};
-  for (const double value : completions) visits.own = {visits.own.N + 1, visits.own.W + value};
+  for (const double value : draft.values()) visits.own = {visits.own.N + 1, visits.own.W + value};
   return visits;
 }
 
@@ -291,26 +283,22 @@ std::span<const double> Tree::inherited_values(NodeId leaf) {
 
 // Into what is reserved: the record of the next expansion, its texts and owners.
 void Tree::append_record(std::uint32_t simulation, const Split& split, std::span<const double> inherited,
-                         std::span<const double> values, const Draft& draft) {
+                         const Draft& draft) {
   char* copy = draft.copied > 0 ? texts_.take(draft.copied) : nullptr;
   const char* const copies = copy;
-  for (std::size_t i = inherited.size(); i < split.texts.size(); ++i) {
+  for (std::size_t i = inherited.size(); draft.copied > 0 && i < split.texts.size(); ++i) {
     const Text& text = split.texts[i];
-    if (text.owner != nullptr) {
-      owners_.push_back(text.owner);
-    } else if (draft.copied > 0) {
-      copy = std::copy(text.data, text.data + text.size, copy);
-    }
+    if (text.owner == nullptr) copy = std::copy(text.data, text.data + text.size, copy);
   }
+  for (std::uint16_t i = 0; i < draft.owner_count; ++i) owners_.push_back(draft.owners()[i]);
   text_bytes_ += draft.text_bytes;
   text_references_ += draft.references;
   const auto expansion = static_cast<std::uint32_t>(links_.size());
   const std::size_t begin = (log_.size() + kRecordUnit - 1) / kRecordUnit * kRecordUnit;
   cold_.push_back(static_cast<std::uint32_t>(begin / kRecordUnit));
-  const char* const end =
-      write_record(expansion, simulation, inherited, values, draft, copies, log_.data() + begin);
+  const char* const end = write_record(expansion, simulation, inherited, draft, copies, log_.data() + begin);
   log_.resize(static_cast<std::size_t>(end - log_.data()));
-  nodes_ += split.children.size();
+  nodes_ += draft.child_count;
 }
 
 }  // namespace restrl::search

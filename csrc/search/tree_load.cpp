@@ -43,7 +43,8 @@ void Tree::read_dump(const TreeDump& dump, std::size_t x, std::size_t child, std
   split.texts.assign(expansion.reused, Text{});
   split.texts.insert(split.texts.end(), texts, texts + (k - expansion.reused));
   split.children.clear();
-  draft.visible.clear();
+  std::uint8_t* const visible = draft.visible();
+  std::uint32_t visible_count = 0;
   std::vector<double> scores;
   for (std::uint32_t i = 0; i < k; ++i) {
     check(std::abs(dump.values[x * k + i]) <= kLargestScore, "a value is not finite or beyond 1e200");
@@ -53,16 +54,18 @@ void Tree::read_dump(const TreeDump& dump, std::size_t x, std::size_t child, std
     if (to == split.children.size()) {
       const TreeDump::Child& row = dump.children[child + to];
       split.children.push_back({i, row.length, 0, row.terminal});
-      draft.visible.push_back(row.visible ? 1 : 0);
+      visible[to] = row.visible ? 1 : 0;
+      visible_count += visible[to];
       scores.push_back(row.V);
     }
     ++split.children[to].count;
   }
   check(split.children.size() == expansion.children, "a child has no completion");
-  const auto visible = std::count(draft.visible.begin(), draft.visible.end(), std::uint8_t{1});
-  check(static_cast<std::uint32_t>(visible) == std::min(expansion.children, format_.num_decisions),
+  check(visible_count == std::min(expansion.children, format_.num_decisions),
         "the number of visible children is wrong");
   write_tail(format_, split, expansion.reused, scores, draft);
+  const auto values = dump.values.begin() + static_cast<std::ptrdiff_t>(x * k);
+  std::copy(values + expansion.reused, values + k, draft.values().begin());
 }
 
 // Puts a child's numbers into its lane.
@@ -98,6 +101,7 @@ Tree::Tree(const SearchParams& params, std::uint64_t seed, std::uint64_t stream,
     throw Error("the root's visits do not fit its expansions");
   rows_.N(kRoot) = dump.root_N;
   rows_.W(kRoot) = dump.root_W;
+  const std::vector<Line> empty(std::size_t{1} << format_.shift, kEmptyLine);
   Record parent;
   Split split;
   std::size_t child = 0;
@@ -119,14 +123,13 @@ Tree::Tree(const SearchParams& params, std::uint64_t seed, std::uint64_t stream,
     }
     check(expansion.reused == (x > 0 && format_.reuse ? parent.children[expansion.child].count : 0),
           "the number of reused completions is wrong");
-    read_dump(dump, x, child, text, split, draft_);
-    reserve(split.texts.size());
-    texts_.reserve(draft_.copied);
-    const std::span<const double> values = std::span(dump.values).subspan(x * k, k);
-    append_record(expansion.simulation, split, values.first(expansion.reused),
-                  values.subspan(expansion.reused), draft_);
+    read_dump(dump, x, child, text, split, draft());
+    reserve(draft().owner_count);
+    texts_.reserve(draft().copied);
+    append_record(expansion.simulation, split, std::span(dump.values).subspan(x * k, expansion.reused),
+                  draft());
     const auto e = static_cast<std::uint32_t>(links_.size());
-    open_expansion(node);
+    open_expansion(node, empty.data());
     NodeId next_lane = e << rows_.lane_shift();
     for (std::uint32_t i = 0; i < expansion.children; ++i) {
       const TreeDump::Child& row = dump.children[child + i];

@@ -196,13 +196,57 @@ void test_threads(Mode mode) {
   for (int i = 0; i < kTrees; ++i) CHECK(same_tree(serial[i], parallel[i]));
 }
 
+// Threads that share one tree, whoever applies whose answers, grow what one thread grows; somebody who looks
+// on gets his turn.
+void test_threads_on_one_tree(Mode mode, LossRule rule) {
+  const auto grow = [&](int threads) {
+    SearchParams params = make(mode, 600, 24);
+    params.virtual_loss = rule;
+    Forest forest(params, 11);
+    const TreeId tree = forest.add("a", "root\n");
+    std::vector<std::thread> workers;
+    for (int i = 0; i < threads; ++i)
+      workers.emplace_back([&forest, i] { run_dummy(forest, 5, 1 + 2 * i, 40); });
+    workers.emplace_back([&] {
+      for (int i = 0; i < 30; ++i) {
+        const TreeStats stats = forest.stats(tree);
+        CHECK(stats.simulations == stats.expansions + stats.terminal_visits);
+        CHECK(stats.in_flight <= params.leaves_in_flight && !forest.view(tree).nodes.empty());
+      }
+    });
+    for (std::thread& worker : workers) worker.join();
+    CHECK(forest.take_finished().size() == 1 && forest.stats(tree).simulations == 600);
+    check_at_rest(forest, tree);
+    check_totals(forest, tree);
+    return forest.view(tree);
+  };
+  const TreeView serial = grow(1);
+  for (int threads : {2, 4}) CHECK(same_tree(serial, grow(threads)));
+}
+
+// An answer that is handed over while another thread is about to leave is applied all the same: the last
+// answers of many short searches by threads that keep in step. Lost ones would leave it waiting for ever.
+void test_no_answer_is_lost() {
+  for (std::uint64_t round = 0; round < 150; ++round) {
+    Forest forest(make(Mode::collect, 12, 6), round);
+    const TreeId tree = forest.add("a", "root\n");
+    std::vector<std::thread> workers;
+    for (int i = 0; i < 3; ++i) workers.emplace_back([&] { run_dummy(forest, round, 2, 0); });
+    for (std::thread& worker : workers) worker.join();
+    CHECK(forest.stats(tree).simulations == 12);
+    check_at_rest(forest, tree);
+  }
+}
+
 }  // namespace
 
 int main() {
   for (Mode mode : {Mode::collect, Mode::value, Mode::outcome}) {
     test_arrival_order_does_not_matter(mode);
     test_threads(mode);
+    for (LossRule rule : {LossRule::loss, LossRule::unobserved}) test_threads_on_one_tree(mode, rule);
   }
+  test_no_answer_is_lost();
   test_arrival_order_may_be_free();
   test_window();
   test_terminal_only_tree_ends();

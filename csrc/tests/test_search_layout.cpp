@@ -171,7 +171,9 @@ class Scenario {
     const auto [own, path] = expected_visits(selected);
     leaves_.push_back({number, selected, fast});
     plain_.losses.emplace_back(*plain_.tree, selected, own, path);
-    for (FastSide& side : fast_) side.losses.emplace_back(*side.tree, fast, own, path);
+    // Whatever comes next: the promise of `last` saves work and changes nothing.
+    const bool last = params_.leaves_in_flight > 1 && random_.one_in(2);
+    for (FastSide& side : fast_) side.losses.emplace_back(*side.tree, fast, own, path, last);
   }
 
   template <typename T>

@@ -2,6 +2,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -49,13 +51,29 @@ void test_memory_runs_out(std::uint64_t number) {
         try {
           forest.next(5, requests, nullptr);
           if (requests.empty() && forest.in_flight() == 0) break;
-          for (; !requests.empty(); requests.pop_back()) {
-            const std::vector ids{requests.back().id};
+          while (!requests.empty()) {
+            // One after the other or all together, so that others of the call follow the one that fails.
+            const std::size_t together = number < 3 ? 1 : requests.size();
+            const std::vector<Request> some(requests.end() - static_cast<std::ptrdiff_t>(together),
+                                            requests.end());
+            requests.resize(requests.size() - together);
+            std::vector<RequestId> ids;
+            std::vector<std::string> texts;
+            for (const Request& request : some) {
+              ids.push_back(request.id);
+              for (std::string& text : dummy_texts(1, request, 8)) texts.push_back(std::move(text));
+            }
             allocations_left = -1;
-            const std::vector<Sampled> texts = held(forest, dummy_texts(1, requests.back(), 8));
+            const std::vector<Sampled> completions = held(forest, std::move(texts));
             allocations_left = before;
-            forest.fulfil(ids, {Flat<Sampled>{texts}, {}, {}});
-            const Scores scores = dummy_scores(1, requests.back(), by_value ? forest.children(ids[0]) : 0);
+            forest.fulfil(ids, {Flat<Sampled>{completions}, {}, {}});
+            Scores scores;
+            for (const Request& request : some) {
+              const Scores one = dummy_scores(1, request, by_value ? forest.children(request.id) : 0);
+              scores.completions.insert(scores.completions.end(), one.completions.begin(),
+                                        one.completions.end());
+              scores.children.insert(scores.children.end(), one.children.begin(), one.children.end());
+            }
             forest.fulfil(ids, {{}, Flat<double>{scores.completions}, Flat<double>{scores.children}});
           }
         } catch (const std::bad_alloc&) {
