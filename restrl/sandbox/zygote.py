@@ -126,8 +126,8 @@ class Candidate:
             return
         try:
             holder: Any = self.names.get("Solution")
-            own = isinstance(holder, type) and name in dir(holder)
-            function = getattr(holder(), name) if own else eval(name, self.names)
+            inside = isinstance(holder, type) and name in dir(holder)
+            function = getattr(holder(), name) if inside else eval(name, self.names)
         except BaseException as error:
             self._send_error(error, "load")
             return
@@ -287,6 +287,10 @@ def main(core: Any, plain: Any, settings_text: str) -> None:
     elif holder is not None:
         {"split": holder.split, "context": holder.context}[mode](settings, rest[0])
     else:
-        runs = {"serve": candidate.serve, "batch": candidate.batch, "script": candidate.script}
+        runs: dict[str, Any] = {
+            "serve": candidate.serve,
+            "batch": candidate.batch,
+            "script": candidate.script,
+        }
         runs[mode](*rest)
     os._exit(0)
