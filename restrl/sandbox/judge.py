@@ -25,7 +25,7 @@ from restrl.sandbox.item import SLOWER, Enough, Item, Machinery, count_tests
 from restrl.sandbox.link import Name
 from restrl.sandbox.native import core
 from restrl.sandbox.remote import CALLER, Candidate, Unjudgeable
-from restrl.sandbox.zygotes import InfrastructureError, Zygote
+from restrl.sandbox.zygotes import InfrastructureError, Zygote, keep_to
 
 _CACHED_BYTES = 1 << 16
 
@@ -260,6 +260,7 @@ def main(settings: dict[str, Any], zygote: Zygote) -> None:
         return
     gc.collect()
     gc.freeze()  # what is there now stays: no later collection looks through it
+    keep_to(settings["core"])  # as its zygote does; they started side by side
     core.send(CALLER, core.encode(("ready",)))
     decode = functools.lru_cache(maxsize=256)(core.decode)
     for number, program, payload, options in _requests():

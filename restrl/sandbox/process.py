@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import socket
 import subprocess
@@ -88,13 +86,10 @@ class JudgeProcess:
             theirs.close()
         self.socket = ours
         self.core = core_number
-        if sys.platform == "linux" and core_number is not None:
-            with contextlib.suppress(OSError):  # a core that was taken away meanwhile
-                os.sched_setaffinity(self.process.pid, {core_number})
         self.ready = False
         self.tasks: OrderedDict[int, Task] = OrderedDict()
         self.deadline = time.monotonic() + START_SECONDS
-        self.send(settings)
+        self.send({**settings, "core": core_number})
 
     def send(self, message: Any) -> bool:
         return bool(core.send(self.socket.fileno(), core.encode(message), 30.0))

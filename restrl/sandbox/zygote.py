@@ -279,6 +279,9 @@ def main(core: Any, plain: Any, settings_text: str) -> None:
     gc.collect()
     gc.freeze()
     candidate = Candidate(core, plain, 3, settings)
+    if settings.get("core") is not None:
+        with contextlib.suppress(OSError):  # it was taken away meanwhile
+            os.sched_setaffinity(0, {settings["core"]})
     core.serve(3, settings)
 
     mode, *rest = candidate._receive()

@@ -40,6 +40,15 @@ class InfrastructureError(Exception):
     """The machinery, not the candidate, failed: the item is to be judged again."""
 
 
+def keep_to(core_number: int | None) -> None:
+    """Stay on this core from here on. None: on any."""
+    try:
+        if core_number is not None:
+            os.sched_setaffinity(0, {core_number})
+    except OSError:  # it was taken away meanwhile
+        pass
+
+
 def read_text(path: str) -> str:
     with open(path) as file:
         return file.read()
