@@ -43,7 +43,7 @@ def write(runs: Sequence[dict[str, Any]], page: Path) -> None:
 
 def figures(rows: Sequence[Row]) -> str:
     """When they were measured, and three tables, of what there is."""
-    about = "; ".join(dict.fromkeys(row["run"] for row in rows))
+    about = ";\n".join(dict.fromkeys(row["run"] for row in rows))
     return "\n\n".join(filter(None, (f"Measured {about}.", _fused(rows), _others(rows), _chunks(rows))))
 
 
