@@ -150,6 +150,7 @@ def test_frames_as_plain_data() -> None:
      ("array", "|V8", (1,), b"01234567"), ("array", "<f8,<f8", (1,), b"0" * 16), ("what",)],
 )  # fmt: skip
 def test_what_describes_no_array(described: tuple[Any, ...]) -> None:
+    pytest.importorskip("pandas")
     with pytest.raises((ValueError, TypeError)):
         arrays.unpack(("restrl:" + described[0], *described[1:]))
 
