@@ -273,17 +273,17 @@ class TestCases(unittest.TestCase):
         n = {2 * i + 1}
         self.assertTrue(even(task_func() - n))
 """
-    for i in range(6)
+    for i in range(40)
 )
 
 
 def test_a_mistake_that_the_reference_passes_too_accuses_nobody(verifier: Verifier) -> None:
-    """Two of five mistakes in an odd number leave it odd."""
+    """Two of five mistakes in an odd number leave it odd: one of 40 tests accuses the forger (1 - 2e-8)."""
     honest = "import time\ndef task_func(): return time.time()"
     problem = unit(PARITY, reference=honest)
     for n in range(4):
         (found,) = judge(verifier, problem, honest + "\n" * n)
-        assert (found.mode, found.tests, found.detail) == ("guarded", ("passed",) * 6, "")
+        assert (found.mode, found.tests, found.detail) == ("guarded", ("passed",) * 40, "")
     forged = (
         "class Yes:\n    def __sub__(self, n): return self\n    __mod__ = __sub__\n"
         "    def __eq__(self, other): return True\ndef task_func(): return Yes()\n"
