@@ -8,10 +8,15 @@ says otherwise, and need two idle cores; their first run, which finds the memory
 formed within each repeat, both sides one after the other. The synthetic tree: k = 5, the best 3 visible,
 c = 0.2, eps = 0.1, depth at most 60, rewards 0 or 1; a simulation is select, expand five children, back up.
 
+On a machine that others share a core runs at full speed only now and then. Rows of one thread are repeated
+until there are enough repeats of such moments, or for --patience seconds more than they take; "full speed" is
+the median of those, p50 that of the first repeats as they came.
+
 --full       also the row of 1e7 simulations in one tree (2 GB)
 --history    append the run to benchmarks/history/search.json
 --treequest  where `pip install --target DIR treequest==0.3.3` put the peer, if not in this environment
 --only       rows whose name has this word
+--patience   seconds that a row may look for moments of full speed (20)
 """
 
 from __future__ import annotations
@@ -21,8 +26,9 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +44,7 @@ CROWD = "10,000 trees x 16 leaves"
 REWARDS = peers.draw_rewards(50_000)
 SCORES = np.array(REWARDS)
 SHORT = "x\n" * 3
+PER_S = "simulations/s"
 LONG = "    value = value * 2 + 1  # and so on\n" * 32  # 1.2 kB
 
 
@@ -56,12 +63,20 @@ class Case:
     warm: bool = False  # the first run, which finds the machine's memory, is left out
     why_not: str | None = None
 
-    def measure(self) -> Row:
+    @property
+    def by_speed(self) -> bool:
+        """Whether it is the speed of one thread, as that of the core is."""
+        return self.unit in (PER_S, "ms") and "threads" not in self.name
+
+    def measure(self, speed: harness.Speed, patience: float) -> Row:
         if self.warm:
             self.run()
-        values = [self.run() for _ in range(self.repeats)]
+        if self.by_speed:
+            values, fast = speed.measure(self.run, self.repeats, patience)
+        else:
+            values, fast = [self.run() for _ in range(self.repeats)], []
         note = f"{min(values):.2f} to {max(values):.2f} in {len(values)}" if self.warm else ""
-        return harness.row(self.name, self.unit, values, self.must, self.stretch, self.better, note)
+        return harness.row(self.name, self.unit, values, self.must, self.stretch, self.better, note, fast)
 
 
 def cpu_seconds(run: Callable[[], object]) -> float:
@@ -102,6 +117,24 @@ def cpu_speed_up(simulations: int) -> float:
         lambda: bench_tree(simulations)["cpu_seconds"],
         lambda: bench_tree(simulations, trees=2, threads=2)["cpu_seconds"],
     )
+
+
+@cache
+def workers() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(2, multiprocessing.get_context("spawn"))
+
+
+def process_speed_up(simulations: int) -> float:
+    """Two processes with a tree each over one: what the machine gives to programs that share nothing."""
+
+    def seconds(processes: int) -> float:
+        return max(workers().map(tree_seconds, [simulations] * processes))
+
+    return 2 * over_one_thread(partial(seconds, 1), partial(seconds, 2))
+
+
+def tree_seconds(simulations: int) -> float:
+    return float(bench_tree(simulations)["seconds"])
 
 
 def over_one_thread(one: Callable[[], float], two: Callable[[], float]) -> float:
@@ -148,14 +181,15 @@ def forest_speed_up(
     return over_one_thread(partial(seconds, 1), partial(seconds, 2))
 
 
-def python_rate(simulations: int, text: str, arrays: bool = True, fresh: bool = False) -> float:
-    """16 trees with 4 leaves in flight each, 64 requests at a time, driven from Python.
+def python_rate(
+    simulations: int, text: str, arrays: bool = True, fresh: bool = False, trees: int = 16, leaves: int = 4
+) -> float:
+    """Trees with so many leaves in flight each, all of them requested at a time, driven from Python.
 
     Only the calls of the forest are timed. A completion is `text` with a first line of its own; all are made
     once, or `fresh` for every batch, as a policy would: cold, and in memory that the system first has to
     find. `arrays`: ids and scores as arrays, completions as one flat list.
     """
-    trees, leaves = 16, 4
     forest = Forest(
         SearchParams(simulations=simulations // trees, leaves_in_flight=leaves, virtual_loss="loss"), 0
     )
@@ -241,7 +275,7 @@ def peer_rate(simulations: int, peer: Callable[[int, peers.Rewards], Any]) -> fl
 
 def cases(treequest: str | None) -> list[Case]:
     """Every row, in the order in which it is printed; `treequest`: why that peer cannot be compared."""
-    per_s, times_one = "simulations/s", "times one"
+    per_s, times_one = PER_S, "times one"
     return [
         Case("C++, 1e4", per_s, partial(rate, 10_000), 2.5e6, 3.2e6, repeats=15),
         Case("C++, 1e5", per_s, partial(rate, 100_000), 2.0e6, 2.6e6),
@@ -253,6 +287,8 @@ def cases(treequest: str | None) -> list[Case]:
         Case("memory, 16 leaves", "bytes/node", partial(bytes_per_node, 1_000_000, 16), 28, None, "less", 1),
         Case("two threads, a tree each, 1e6", times_one, partial(speed_up, 1_000_000), 1.8, repeats=9,
              warm=True),
+        Case("two processes, a tree each, 1e6", times_one, partial(process_speed_up, 1_000_000),
+             repeats=9, warm=True),
         Case("two threads, a tree each, CPU time", times_one, partial(cpu_speed_up, 1_000_000), repeats=9,
              warm=True),
         Case("two threads, a forest of 256 trees", times_one, partial(forest_speed_up, 256, 4, 500_000), 1.8,
@@ -273,6 +309,11 @@ def cases(treequest: str | None) -> list[Case]:
         ),
         Case("forest in C++, 16 trees x 4 leaves", per_s, partial(forest_rate, 16, 4, 50_000)),
         Case("Python, arrays, batches of 64", per_s, partial(python_rate, 50_000, SHORT), 1.5e6, 2.5e6),
+        *(
+            Case(f"Python, arrays, {n} trees x 1 leaf", per_s,
+                 partial(python_rate, 50_000, SHORT, trees=n, leaves=1), 1.5e6, 2.5e6)
+            for n in (64, 256)
+        ),
         Case("Python, lists, batches of 64", per_s, partial(python_rate, 50_000, SHORT, arrays=False)),
         Case("Python, five strings of 1.2 kB", per_s, partial(python_rate, 50_000, LONG), 1.5e6),
         Case("Python, the same, fresh strings", per_s, partial(python_rate, 50_000, LONG, fresh=True)),
@@ -292,12 +333,14 @@ def main() -> None:
     about = {"machine": harness.machine(), "versions": harness.versions("numpy")}
     print(f"commit {harness.commit()}; {about['machine']}; {about['versions']}", flush=True)
     rows, absent = [harness.calibrate()], []
+    speed = harness.Speed(min(10.0, args.patience))
     for case in cases(peers.find_treequest(args.treequest)):
         if args.only not in case.name or (case.full and not args.full):
             continue
         if case.why_not is None:
-            rows.append(case.measure())
-            print(f"  {case.name}: {harness.short(rows[-1].p50)} {case.unit}", flush=True)
+            rows.append(case.measure(speed, args.patience))
+            fast = f", at full speed {harness.short(rows[-1].fast)}" if rows[-1].fast else ""
+            print(f"  {case.name}: {harness.short(rows[-1].p50)} {case.unit}{fast}", flush=True)
         else:
             absent.append(f"{case.name}: {case.why_not}")
     if args.only in CROWD:
@@ -315,6 +358,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--history", action="store_true", help=f"append to {HISTORY.name}")
     parser.add_argument("--treequest", type=Path, help="folder of the peer, if not in this environment")
     parser.add_argument("--only", default="", help="rows whose name has this word")
+    parser.add_argument("--patience", type=float, default=20, help="seconds a row may look for full speed")
     return parser.parse_args()
 
 

@@ -1,0 +1,79 @@
+"""The engine's benchmark: moments of full speed are told apart, and the script runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+class Machine:
+    """A clock, and a core that is twice as slow but for some of its probes."""
+
+    def __init__(self, probes: list[float]) -> None:
+        self.probes, self.now, self.runs = probes, 0.0, 0
+
+    def probe(self) -> float:
+        return self.probes.pop(0)
+
+    def run(self) -> float:
+        self.now += 1.0
+        self.runs += 1
+        return float(self.runs)
+
+
+def measured(
+    monkeypatch: pytest.MonkeyPatch, probes: list[float], repeats: int, patience: float
+) -> tuple[list[float], list[float]]:
+    import harness
+
+    machine = Machine(probes)
+    monkeypatch.setattr(harness, "probe", machine.probe)
+    monkeypatch.setattr(harness.time, "monotonic", lambda: machine.now)
+    return harness.Speed(seconds=0).measure(machine.run, repeats, patience)
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_a_fast_repeat_lies_between_two_short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Speed(), before the first run, and after each of four
+    probes = [2.0, 2.1, 2.2, 4.0, 2.1, 2.0]
+    assert measured(monkeypatch, probes, 4, 0) == ([1, 2, 3, 4], [1, 4])
+
+
+def test_it_waits_for_fast_repeats_as_long_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = [2.0] + [4.0] * 20
+    assert measured(monkeypatch, slow.copy(), 2, 5) == ([1, 2], [])
+    soon = [2.0, 4.0, 4.0, 4.0, 2.0, 2.0, 2.0, 9.0]
+    assert measured(monkeypatch, soon, 2, 5) == ([1, 2], [4, 5])
+
+
+def test_a_still_faster_moment_makes_those_before_it_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    probes = [4.0, 4.0, 4.0, 2.0, 2.0, 2.0]
+    assert measured(monkeypatch, probes, 4, 0) == ([1, 2, 3, 4], [3, 4])
+
+
+def test_the_script_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import bench_search
+
+    words = ["--only", "arrays, 64 trees", "--patience", "0", "--treequest", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["bench_search.py", *words])
+    bench_search.main()
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Python, arrays, 64"))
+    assert row.split("  ")[-1].strip() in ("met", "NOT MET", "met at full speed")
+
+
+def test_two_processes_run_beside_each_other() -> None:
+    from bench_search import process_speed_up, workers
+
+    process_speed_up(1000)
+    assert 0.5 < process_speed_up(20_000) < 4
+    workers().shutdown()
+    workers.cache_clear()
