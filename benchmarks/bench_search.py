@@ -9,8 +9,8 @@ formed within each repeat, both sides one after the other. The synthetic tree: k
 c = 0.2, eps = 0.1, depth at most 60, rewards 0 or 1; a simulation is select, expand five children, back up.
 
 On a machine that others share a core runs at full speed only now and then. Rows of one thread are repeated
-until there are enough repeats of such moments, or for --patience seconds more than they take; "full speed" is
-the median of those, p50 that of the first repeats as they came.
+until there are enough repeats of such moments, or for --patience seconds more than they take, each on the
+core that is the fastest at its start; "full speed" is the median of those, p50 that of the first repeats.
 
 --full       also the row of 1e7 simulations in one tree (2 GB)
 --history    append the run to benchmarks/history/search.json

@@ -4,7 +4,7 @@ A quantity is measured `repeats` times; p50 is what counts, p20 and p80 say how 
 
 A core that is shared with somebody else's work runs at half speed for most of the time, and nothing on the
 machine says so but a fixed loop that takes longer. Speed.measure() looks at one around every repeat and tells
-the repeats of the fast moments apart.
+the repeats of the fast moments apart; it moves to the core that is the fastest at the moment.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -96,19 +97,39 @@ def short(value: float | None) -> str:
 
 
 class Speed:
-    """How fast the machine is at the moment, against the fastest that this process has seen it."""
+    """How fast the machine's cores are at the moment, against the fastest that this process has seen one."""
 
     def __init__(self, seconds: float) -> None:
-        """Looks at it for so long; a busy neighbour leaves it alone for some milliseconds now and then."""
+        """Looks at them for so long; a busy neighbour leaves one alone for some milliseconds now and then."""
+        self.cores = cores()
         self.shortest = probe()
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            self.look()
+        with self.pinned():
+            while time.monotonic() < end:
+                self.choose()
+
+    @contextmanager
+    def pinned(self) -> Iterator[None]:
+        """What changes the core of this thread ends with it."""
+        try:
+            yield
+        finally:
+            pin(self.cores)
 
     def look(self) -> float:
-        """CPU milliseconds of the fixed loop now."""
+        """CPU milliseconds of the fixed loop now, on the core that this thread is on."""
         now = probe()
         self.shortest = min(self.shortest, now)
+        return now
+
+    def choose(self) -> float:
+        """Moves this thread to the core that is the fastest now; what look() says there."""
+        looks = []
+        for core in sorted(self.cores):
+            pin({core})
+            looks.append((self.look(), core))
+        now, core = min(looks)
+        pin({core})
         return now
 
     def is_full(self, probed: float) -> bool:
@@ -117,23 +138,33 @@ class Speed:
     def measure(
         self, run: Callable[[], float], repeats: int, patience: float
     ) -> tuple[list[float], list[float]]:
-        """`repeats` values of `run`, and those of fast moments: `repeats` of these too if they come within
-        `patience` seconds more.
+        """`repeats` values of `run`, each on the core that is the fastest at its start; and those of fast moments:
+        `repeats` of these too if they come within `patience` seconds more. `run` is one thread.
         """
         probed, values = [], []
-        before = self.look()
         end = None
-        while True:
-            values.append(run())
-            after = self.look()
-            probed.append(max(before, after))
-            before = after
-            fast = [v for v, p in zip(values, probed, strict=True) if self.is_full(p)]
-            if len(values) < repeats:
-                continue
-            end = end or time.monotonic() + patience
-            if len(fast) >= repeats or time.monotonic() >= end:
-                return values[:repeats], fast
+        with self.pinned():
+            while True:
+                before = self.choose()
+                values.append(run())
+                probed.append(max(before, self.look()))
+                fast = [v for v, p in zip(values, probed, strict=True) if self.is_full(p)]
+                if len(values) < repeats:
+                    continue
+                end = end or time.monotonic() + patience
+                if len(fast) >= repeats or time.monotonic() >= end:
+                    return values[:repeats], fast
+
+
+def cores() -> set[int]:
+    """Those that this thread may use; one of no number where the system does not say."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {-1}
+
+
+def pin(to: set[int]) -> None:
+    """Keeps this thread on these cores."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, to)
 
 
 def probe() -> float:

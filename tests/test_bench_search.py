@@ -10,29 +10,37 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
 class Machine:
-    """A clock, and a core that is twice as slow but for some of its probes."""
+    """A clock and cores: a probe takes what is next in its core's list."""
 
-    def __init__(self, probes: list[float]) -> None:
-        self.probes, self.now, self.runs = probes, 0.0, 0
+    def __init__(self, probes: dict[int, list[float]]) -> None:
+        self.probes, self.core, self.now = probes, {-1}, 0.0
+        self.ran_on: list[int] = []
 
     def probe(self) -> float:
-        return self.probes.pop(0)
+        return self.probes[min(self.core)].pop(0)
+
+    def pin(self, to: set[int]) -> None:
+        self.core = to
 
     def run(self) -> float:
         self.now += 1.0
-        self.runs += 1
-        return float(self.runs)
+        self.ran_on += self.core
+        return float(len(self.ran_on))
 
 
 def measured(
-    monkeypatch: pytest.MonkeyPatch, probes: list[float], repeats: int, patience: float
-) -> tuple[list[float], list[float]]:
+    monkeypatch: pytest.MonkeyPatch, probes: dict[int, list[float]], repeats: int, patience: float
+) -> tuple[list[float], list[float], list[int]]:
     import harness
 
-    machine = Machine(probes)
+    machine = Machine({-1: [9.0], **probes})  # before it is on any core
     monkeypatch.setattr(harness, "probe", machine.probe)
+    monkeypatch.setattr(harness, "pin", machine.pin)
+    monkeypatch.setattr(harness, "cores", lambda: set(probes))
     monkeypatch.setattr(harness.time, "monotonic", lambda: machine.now)
-    return harness.Speed(seconds=0).measure(machine.run, repeats, patience)
+    values, fast = harness.Speed(seconds=0).measure(machine.run, repeats, patience)
+    assert machine.core == set(probes)
+    return values, fast, machine.ran_on
 
 
 @pytest.fixture(autouse=True)
@@ -41,21 +49,24 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_fast_repeat_lies_between_two_short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Speed(), before the first run, and after each of four
-    probes = [2.0, 2.1, 2.2, 4.0, 2.1, 2.0]
-    assert measured(monkeypatch, probes, 4, 0) == ([1, 2, 3, 4], [1, 4])
+    probes = [2.0, 2.1, 2.2, 4.0, 4.0, 2.1, 2.0, 2.2]  # before and after each of four
+    assert measured(monkeypatch, {0: probes}, 4, 0) == ([1, 2, 3, 4], [1, 4], [0] * 4)
 
 
 def test_it_waits_for_fast_repeats_as_long_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = [2.0] + [4.0] * 20
-    assert measured(monkeypatch, slow.copy(), 2, 5) == ([1, 2], [])
-    soon = [2.0, 4.0, 4.0, 4.0, 2.0, 2.0, 2.0, 9.0]
-    assert measured(monkeypatch, soon, 2, 5) == ([1, 2], [4, 5])
+    assert measured(monkeypatch, {0: [2.0] + [4.0] * 20}, 2, 5) == ([1, 2], [], [0] * 7)
+    soon = [2.0, 4.0, 4.0, 4.0, 4.0, 4.0, 2.0, 2.0, 2.0, 2.0, 9.0, 9.0]
+    assert measured(monkeypatch, {0: soon}, 2, 5) == ([1, 2], [4, 5], [0] * 5)
 
 
 def test_a_still_faster_moment_makes_those_before_it_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    probes = [4.0, 4.0, 4.0, 2.0, 2.0, 2.0]
-    assert measured(monkeypatch, probes, 4, 0) == ([1, 2, 3, 4], [3, 4])
+    probes = [4.0, 4.0, 4.0, 4.0, 2.0, 2.0, 2.0, 2.0]
+    assert measured(monkeypatch, {0: probes}, 4, 0) == ([1, 2, 3, 4], [3, 4], [0] * 4)
+
+
+def test_a_repeat_runs_on_the_core_that_is_faster_at_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    probes = {0: [4.0, 2.0, 2.0, 4.0], 1: [2.0, 2.0, 4.0, 2.0, 4.0]}
+    assert measured(monkeypatch, probes, 3, 0) == ([1, 2, 3], [1, 2], [1, 0, 1])
 
 
 def test_the_script_runs(
