@@ -138,8 +138,8 @@ class Speed:
     def measure(
         self, run: Callable[[], float], repeats: int, patience: float
     ) -> tuple[list[float], list[float]]:
-        """`repeats` values of `run`, each on the core that is the fastest at its start; and those of fast moments:
-        `repeats` of these too if they come within `patience` seconds more. `run` is one thread.
+        """`repeats` values of `run`, each on the core that is the fastest at its start; and those of fast
+        moments: `repeats` of these too if they come within `patience` seconds more. `run` is one thread.
         """
         probed, values = [], []
         end = None
