@@ -285,12 +285,16 @@ def cases(treequest: str | None) -> list[Case]:
         Case("C++, 16 leaves gathered, then applied, 1e5", per_s, partial(rate, 100_000, 16), 1.0e6, 1.4e6),
         Case("memory, 1e6", "bytes/node", partial(bytes_per_node, 1_000_000, 1), 28, None, "less", 1),
         Case("memory, 16 leaves", "bytes/node", partial(bytes_per_node, 1_000_000, 16), 28, None, "less", 1),
-        Case("two threads, a tree each, 1e6", times_one, partial(speed_up, 1_000_000), 1.8, repeats=9,
-             warm=True),
-        Case("two processes, a tree each, 1e6", times_one, partial(process_speed_up, 1_000_000),
-             repeats=9, warm=True),
-        Case("two threads, a tree each, CPU time", times_one, partial(cpu_speed_up, 1_000_000), repeats=9,
-             warm=True),
+        *(
+            Case(f"two {what}, a tree each, {name}", times_one, partial(measure, size), must, repeats=n,
+                 warm=True)
+            for name, size, n in (("1e5", 100_000, 31), ("1e6", 1_000_000, 9))
+            for what, measure, must in (
+                ("threads", speed_up, 1.8),
+                ("processes", process_speed_up, None),
+                ("threads in CPU time", cpu_speed_up, None),
+            )
+        ),
         Case("two threads, a forest of 256 trees", times_one, partial(forest_speed_up, 256, 4, 500_000), 1.8,
              repeats=9, warm=True),
         Case("two threads, a forest of one tree", times_one, partial(forest_speed_up, 1, 256, 200_000), 1.5,
