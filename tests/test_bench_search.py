@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -69,6 +70,32 @@ def test_a_repeat_runs_on_the_core_that_is_faster_at_its_start(monkeypatch: pyte
     assert measured(monkeypatch, probes, 3, 0) == ([1, 2, 3], [1, 2], [1, 0, 1])
 
 
+def test_a_row_is_judged_by_its_median_and_says_what_full_speed_gives() -> None:
+    import harness
+
+    def verdict(must: float | None, fast: list[float], better: Literal["more", "less"] = "more") -> str:
+        row = harness.row("it", "a/s", [1.0, 2.0, 9.0], must, better=better, fast=fast)
+        assert (row.p50, row.fast_repeats) == (2.0, len(fast))
+        assert row.fast == (4.0 if fast else None)
+        return harness.table([row]).splitlines()[1].rpartition("  ")[2].strip()
+
+    fast = [4.0, 3.0, 8.0]
+    assert (verdict(2.0, fast), verdict(4.0, fast), verdict(4.1, fast)) == (
+        "met",
+        "met at full speed",
+        "NOT MET",
+    )
+    assert (verdict(4.0, []), verdict(2.0, [])) == ("NOT MET", "met")
+    assert (verdict(3.0, fast, "less"), verdict(1.9, fast, "less")) == ("met", "NOT MET")
+
+
+def test_a_ratio_is_formed_with_both_neighbours() -> None:
+    from bench_search import faster
+
+    ones = [1.0, 3.0]
+    assert faster(lambda: ones.pop(0), lambda: 4.0) == 0.5
+
+
 def test_the_script_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,7 +105,8 @@ def test_the_script_runs(
     monkeypatch.setattr("sys.argv", ["bench_search.py", *words])
     bench_search.main()
     (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Python, arrays, 64"))
-    assert row.split("  ")[-1].strip() in ("met", "NOT MET", "met at full speed")
+    median = row.split("simulations/s")[1].split()[0]
+    assert 1e4 < float(median[:-1]) * {"k": 1e3, "M": 1e6}[median[-1]] < 1e8
 
 
 def test_threads_are_compared_with_processes() -> None:
