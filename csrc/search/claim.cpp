@@ -181,11 +181,11 @@ void Claim::score(std::size_t end, bool store) {
   for (; scored_ < end; ++scored_) {
     Slot& slot = *slots_[scored_];
     const auto row = values_of("completion", values, slot.samples, value_);
+    if (store) slot.completion_values = row;
+    if (!by_children && !answers_->child_values) continue;
     const auto child_row =
         values_of("child", child_values, by_children ? slot.split.children.size() : 0, child_value_);
-    if (!store) continue;
-    slot.completion_values = row;
-    if (by_children) slot.child_values.assign(child_row.begin(), child_row.end());
+    if (store && by_children) slot.child_values.assign(child_row.begin(), child_row.end());
   }
   if (end < ids_.size()) return;
   check_total("completion values", ids_.size(), value_, values.items.size());

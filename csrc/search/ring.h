@@ -12,8 +12,18 @@ template <typename T>
 class Ring {
  public:
   Ring() = default;
-  Ring(const Ring&) = delete;
-  Ring& operator=(const Ring&) = delete;
+  Ring(Ring&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)),
+        capacity_(std::exchange(other.capacity_, 0)),
+        head_(std::exchange(other.head_, 0)),
+        size_(std::exchange(other.size_, 0)) {}
+  Ring& operator=(Ring&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(capacity_, other.capacity_);
+    std::swap(head_, other.head_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
   ~Ring() {
     clear();
     if (data_ != nullptr) std::allocator<T>().deallocate(data_, capacity_);

@@ -13,6 +13,7 @@ namespace restrl::search {
 namespace {
 
 constexpr std::size_t kTogether = 16;  // requests that are published together
+constexpr std::size_t kAhead = 4;      // answers whose place in their tree is fetched before their turn
 constexpr std::size_t kWarm = 64;      // slots of a shard whose trees fit into a cache
 
 // Whether a slot with this word is open or claimed for request `id`.
@@ -122,6 +123,7 @@ void Shard::put_back(const Request& request) {
 void Shard::publish() {
   if (selected_.empty()) return;
   const std::scoped_lock lock(desk_);
+  if (ready_.empty()) std::swap(ready_, selected_);
   ready_.reserve(selected_.size());
   while (!selected_.empty()) ready_.push(selected_.pop());
   ready.store(ready_.size(), std::memory_order_relaxed);
@@ -138,14 +140,16 @@ void Shard::count() noexcept {
 }
 
 Slot& Shard::claim(RequestId id, std::span<Slot* const> mine) {
-  Slot& slot = this->slot(id);
-  std::uint64_t seen = slot.word.load(std::memory_order_relaxed);
-  while (is_open(seen, id) && (seen & Slot::kState) == Slot::kOpen) {
-    const std::uint64_t claimed = (seen & ~Slot::kState) | Slot::kClaimed;
-    if (slot.word.compare_exchange_weak(seen, claimed, std::memory_order_acquire, std::memory_order_relaxed))
-      return slot;
+  if (Slot* const slot = slots_.find(static_cast<std::uint32_t>(id) / kShards)) {
+    std::uint64_t seen = slot->word.load(std::memory_order_relaxed);
+    while (is_open(seen, id) && (seen & Slot::kState) == Slot::kOpen) {
+      const std::uint64_t claimed = (seen & ~Slot::kState) | Slot::kClaimed;
+      if (slot->word.compare_exchange_weak(seen, claimed, std::memory_order_acquire,
+                                           std::memory_order_relaxed))
+        return *slot;
+    }
   }
-  this->slot(id);  // which says so if it is not open any more
+  const Slot& slot = this->slot(id);  // which says so if it is not open
   const bool twice = std::find(mine.begin(), mine.end(), &slot) != mine.end();
   throw RequestError("request " + std::to_string(id) +
                      (twice ? " is named twice" : " is being answered by another call"));
@@ -170,7 +174,13 @@ void Shard::settle(Drafts& spent) {
         break;
       }
     }
+    Slot* fetched = slot;
+    std::size_t ahead = 0;  // answers from `slot` to `fetched`
     while (slot != nullptr) {
+      for (; fetched != nullptr && ahead < kAhead; ++ahead, fetched = fetched->next) {
+        fetched->lane->tree.prefetch(fetched->leaf);
+      }
+      --ahead;
       Slot* const next = slot->next;
       if (next != nullptr && next->lane != slot->lane && slots_.size() > kWarm) next->lane->tree.prefetch();
       try {
@@ -335,13 +345,15 @@ void Shard::give_up(Lane& lane, const Entry& entry) noexcept {
   lane.idle = true;
 }
 
-// Selects one simulation into the window; false if there is no room, no budget, or a collision.
+// Whether a simulation could be selected into the window, but for collisions that are still to come.
+bool Shard::has_room(const Lane& lane) const {
+  return !lane.idle && !lane.collided && !lane.spent &&
+         lane.window.size() < shared_.params.leaves_in_flight && lane.started < shared_.params.simulations;
+}
+
+// Selects one simulation into the window; false if there was a collision or no budget.
 bool Shard::start_one(Lane& lane) {
   const SearchParams& params = shared_.params;
-  if (lane.idle || lane.collided || lane.spent || lane.window.size() >= params.leaves_in_flight ||
-      lane.started >= params.simulations) {
-    return false;
-  }
   const NodeId node = lane.tree.select(lane.next_number);
   const bool terminal = lane.tree.terminal(node);
   if (!terminal && lane.tree.in_flight(node) > 0) {
@@ -373,19 +385,22 @@ bool Shard::start_one(Lane& lane) {
   return true;
 }
 
-// Applies the oldest simulation if it is answered (the oldest answered one if the order is free).
-bool Shard::apply_one(Lane& lane) {
-  const auto answered = [&](std::size_t i) {
-    const Slot* slot = lane.window[i].slot;
-    return slot == nullptr || slot->state() == Slot::kAnswered;
-  };
-  const std::size_t end =
-      shared_.params.in_order ? std::min<std::size_t>(1, lane.window.size()) : lane.window.size();
-  std::size_t found = 0;
-  while (found < end && !answered(found)) ++found;
-  if (found == end) return false;
+// The place in the window of the oldest simulation if it is answered (of the oldest answered one if the order
+// is free); the window's size if there is none.
+std::size_t Shard::find_answered(const Lane& lane) const {
+  const std::size_t size = lane.window.size();
+  const std::size_t end = shared_.params.in_order ? std::min<std::size_t>(1, size) : size;
+  for (std::size_t i = 0; i < end; ++i) {
+    const Slot* const slot = lane.window[i].slot;
+    if (slot == nullptr || slot->state() == Slot::kAnswered) return i;
+  }
+  return size;
+}
+
+// Applies the simulation at that place.
+void Shard::apply(Lane& lane, std::size_t place) {
   // Out of the window first: should expand() throw, the simulation is given up and its virtual loss with it.
-  Entry entry = lane.window.take(found);
+  Entry entry = lane.window.take(place);
   prefetch_answers(lane);
   lane.collided = false;
   Visits visits;
@@ -417,7 +432,6 @@ bool Shard::apply_one(Lane& lane) {
   lane.tree.back_up(entry.node, visits.own, visits.path, std::move(entry.loss));
   --flying_;
   ++lane.stats.simulations;
-  return true;
 }
 
 // Asks for the answers that come next, which another core may have written.
@@ -432,10 +446,13 @@ void Shard::prefetch_answers(const Lane& lane) const {
 
 void Shard::advance(Lane& lane) {
   try {
-    do {
-      while (start_one(lane)) {
+    for (;;) {
+      while (has_room(lane) && start_one(lane)) {
       }
-    } while (apply_one(lane));
+      const std::size_t place = find_answered(lane);
+      if (place == lane.window.size()) break;
+      apply(lane, place);
+    }
     if (!lane.window.empty() || lane.idle) return;
     if (lane.tree.in_flight(kRoot) != 0) {
       throw std::logic_error("a tree at rest has virtual loss left");  // a bug here, no caller's mistake

@@ -180,8 +180,10 @@ class alignas(64) Shard {
   void advance(Lane& lane);
 
  private:
+  bool has_room(const Lane& lane) const;
   bool start_one(Lane& lane);
-  bool apply_one(Lane& lane);
+  std::size_t find_answered(const Lane& lane) const;
+  void apply(Lane& lane, std::size_t place);
   void answer(Slot& slot);
   Slot& open(Lane& lane, NodeId node, std::uint32_t number, std::uint32_t samples);
   void close(Slot& slot, bool filled) noexcept;

@@ -127,10 +127,20 @@ void Tree::prefetch() const {
 }
 
 void Tree::prefetch(NodeId leaf) const {
+  constexpr std::size_t kRecord = 192;  // bytes, of most records
   __builtin_prefetch(&rows_.lines[leaf >> 2], 1);
   __builtin_prefetch(&rows_.links[expansion_of(leaf)], 1);
-  __builtin_prefetch(lines_.data() + lines_.size(), 1);
-  __builtin_prefetch(log_.data() + log_.size(), 1);
+  const auto fetch_end = [](const auto& rows) { __builtin_prefetch(rows.data() + rows.size(), 1); };
+  fetch_end(lines_);
+  fetch_end(links_);
+  fetch_end(cold_);
+  fetch_end(owners_);
+  for (std::size_t at = 0; at < kRecord; at += sizeof(Line)) {
+    __builtin_prefetch(log_.data() + log_.size() + at, 1);
+  }
+  if (alone_) return;
+  __builtin_prefetch(&rows_.flight[leaf], 1);
+  fetch_end(flight_);
 }
 
 // The code of one of the best children of `e`, of which `tie` says the lanes.
@@ -178,11 +188,11 @@ void Tree::back_up(NodeId node, Visit own, Visit path) {
 }
 
 void Tree::back_up(NodeId node, Visit own, Visit path, VirtualLoss&& loss) {
+  loss.tree_ = nullptr;
   if (alone_) {
-    loss.release();
+    reservation_ = {};
     return back_up(node, own, path);
   }
-  loss.tree_ = nullptr;
   walks_->climb(rows_, node, {own.N, own.W, -static_cast<std::int32_t>(loss.own_)},
                 {path.N, path.W, -static_cast<std::int32_t>(loss.path_)}, true);
   refresh();

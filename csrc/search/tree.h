@@ -61,7 +61,9 @@ class VirtualLoss {
   VirtualLoss& operator=(VirtualLoss&&) = delete;
   VirtualLoss(const VirtualLoss&) = delete;
   VirtualLoss& operator=(const VirtualLoss&) = delete;
-  ~VirtualLoss() { release(); }
+  ~VirtualLoss() {
+    if (tree_ != nullptr) release();
+  }
   void release() noexcept;
 
  private:
