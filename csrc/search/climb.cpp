@@ -60,8 +60,8 @@ double repeated(double score, std::uint32_t count) {
   return sum;
 }
 
-const Walks kScalarWalks{"scalar",           &climb<ScalarLanes>, &climb_lightly, &refresh<ScalarLanes>,
-                         &next<ScalarLanes>, &pick<ScalarLanes>};
+const Walks kScalarWalks{"scalar", &climb<ScalarLanes>, &fly<ScalarLanes>, &next<ScalarLanes>,
+                         &pick<ScalarLanes>};
 
 const Walks& best_walks() {
 #if defined(RESTRL_AVX2)

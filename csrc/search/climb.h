@@ -61,7 +61,7 @@ inline constexpr std::uint32_t kFresh = 0x20000000;
 // shift bits fit (kMaskShift); Walks::pick finds them again in wider expansions.
 inline constexpr std::uint32_t kTie = 0x40000000;
 inline constexpr std::uint32_t kMaskShift = 2;
-// In `next`: to be recomputed by Walks::refresh before anybody selects.
+// In `next`: to be recomputed when a selection comes to it.
 inline constexpr std::uint32_t kStale = 0x60000000;
 inline constexpr std::uint32_t kMostExpansions = 0x20000000;
 inline constexpr std::uint32_t lane_of(std::uint32_t leaf) { return leaf & 0x1fffffff; }
@@ -107,12 +107,13 @@ extern const std::array<double, kTabulated> kLogs;
 struct Walks {
   const char* name;
   // Adds `own` to `node` and `path` to all its ancestors, and recomputes `next` of every parent on the way
-  // and of `node` itself. Without `visit` only the counts of visits in flight change.
-  void (*climb)(const Rows& rows, NodeId node, const Change& own, const Change& path, bool visit);
-  // The same without `visit` that leaves every `next` on the way stale, but for the root's own.
-  void (*climb_lightly)(const Rows& rows, NodeId node, const Change& own, const Change& path);
-  // Recomputes every `next` above `node`, up to the first that is not stale: it and all above it are right.
-  void (*refresh)(const Rows& rows, NodeId node);
+  // and of `node` itself.
+  void (*climb)(const Rows& rows, NodeId node, const Change& own, const Change& path);
+  // Adds `own` to the visits in flight of `node` and `path` to those of all its ancestors. Where the tree is
+  // busy `next` is recomputed; where selection seldom comes back to before it is backed up (nodes of less
+  // than a 64th of all visits), or with `last` everywhere, it is left stale: the next climb(), which begins
+  // at the same leaf, would compute it once more.
+  void (*fly)(const Rows& rows, NodeId node, std::int32_t own, std::int32_t path, bool last);
   // The `next` of expansion `e`, its node's numbers as they are.
   std::uint32_t (*next)(const Rows& rows, std::uint32_t e);
   // The code of one of the best children of `e`: number `draw` modulo how many there are. For expansions

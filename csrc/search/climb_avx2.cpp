@@ -70,7 +70,6 @@ struct Avx2Lanes {
 
 }  // namespace
 
-const Walks kAvx2Walks{"avx2",           &climb<Avx2Lanes>, &climb_lightly, &refresh<Avx2Lanes>,
-                       &next<Avx2Lanes>, &pick<Avx2Lanes>};
+const Walks kAvx2Walks{"avx2", &climb<Avx2Lanes>, &fly<Avx2Lanes>, &next<Avx2Lanes>, &pick<Avx2Lanes>};
 
 }  // namespace restrl::search

@@ -2,8 +2,7 @@
 // L. Everything here has internal linkage: code compiled for AVX2 must not be linked into what runs without.
 //
 // What varies from tree to tree is a template argument, so that a level of a walk has no branches but the one
-// that ends it: kFlight (leaves_in_flight > 1), kPlain (one line per expansion and no lane can be fresh) and
-// kVisit (N and W change, not only the visits in flight).
+// that ends it: kFlight (leaves_in_flight > 1) and kPlain (one line per expansion and no lane can be fresh).
 #pragma once
 
 #include <array>
@@ -164,16 +163,15 @@ std::uint32_t pick(const Rows& rows, std::uint32_t e, std::uint64_t draw) {
 }
 
 // Arguments by value: the compiler then knows that no store to a row changes them.
-template <typename L, bool kFlight, bool kVisit, bool kPlain>
+template <typename L, bool kFlight, bool kPlain>
 void climb_by(const Rows rows, NodeId node, const Change own, const Change path) {
   // Visits of a node once `change` is in, and with it the ratio of its children.
   const auto ratio_after = [&](NodeId changed, const Change& change) {
-    std::uint32_t visits = rows.N(changed);
-    if (kVisit) visits += change.N;
+    std::uint32_t visits = rows.N(changed) + change.N;
     if (kFlight) visits += rows.flight[changed] + static_cast<std::uint32_t>(change.in_flight);
     return ratio_of(visits);
   };
-  if (kVisit && !kPlain) {
+  if (!kPlain) {
     const std::uint32_t below = rows.child(node);
     // Only a node that was expanded just now has children here, and it has no visits until they are backed
     // up.
@@ -186,10 +184,8 @@ void climb_by(const Rows rows, NodeId node, const Change own, const Change path)
   }
   const typename L::Addends more(path.N, path.W);
   const Outcomes& table = kOutcomes[rows.first];
-  if (kVisit) {
-    const typename L::Addends once(own.N, own.W);
-    once.add(rows.lines[node >> 2], node & 3);
-  }
+  const typename L::Addends once(own.N, own.W);
+  once.add(rows.lines[node >> 2], node & 3);
   if (kFlight) add_in_flight(rows.flight, node, own.in_flight);
   for (;;) {
     const std::uint32_t e = kPlain ? node >> 2 : node >> rows.lane_shift();
@@ -199,52 +195,65 @@ void climb_by(const Rows rows, NodeId node, const Change own, const Change path)
     rows.links[e].next =
         kPlain ? next_of_values<L>(table, rows.lines[e], L::template uct<kFlight>(rows, e, ratio))
                : next_of<L, kFlight>(rows, e, ratio);
-    if (kVisit) more.add(rows.lines[node >> 2], node & 3);
+    more.add(rows.lines[node >> 2], node & 3);
     if (kFlight) add_in_flight(rows.flight, node, path.in_flight);
   }
 }
 
-template <typename L, bool kFlight, bool kVisit>
+template <typename L, bool kFlight>
 void climb_any(const Rows& rows, NodeId node, const Change& own, const Change& path) {
   if (rows.shift == 0 && !rows.scored) {
-    climb_by<L, kFlight, kVisit, true>(rows, node, own, path);
+    climb_by<L, kFlight, true>(rows, node, own, path);
   } else {
-    climb_by<L, kFlight, kVisit, false>(rows, node, own, path);
+    climb_by<L, kFlight, false>(rows, node, own, path);
   }
 }
 
-void climb_lightly(const Rows& rows, NodeId node, const Change& own, const Change& path) {
-  add_in_flight(rows.flight, node, own.in_flight);
-  while (const std::uint32_t e = node >> rows.lane_shift()) {
-    rows.links[e].next = kStale;
+// Two loops, so that no level has a branch that is not to be foreseen.
+template <typename L, bool kPlain>
+void fly_by(const Rows rows, NodeId node, std::int32_t own, std::int32_t path, bool last) {
+  constexpr std::uint32_t kRare = 64;
+  const std::uint32_t busy = last ? std::numeric_limits<std::uint32_t>::max() : rows.N(0) / kRare;
+  std::uint32_t e = 0;
+  std::uint32_t visits = 0;  // of the node that is e
+  const auto go_up = [&] {
+    e = kPlain ? node >> 2 : node >> rows.lane_shift();
+    if (e == 0) return false;
     node = rows.links[e].up;
-    add_in_flight(rows.flight, node, path.in_flight);
-  }
-}
-
-template <typename L>
-void refresh(const Rows& given, NodeId node) {
-  const Rows rows = given;
-  const bool plain = rows.shift == 0 && !rows.scored;
+    visits = rows.N(node) + rows.flight[node] + static_cast<std::uint32_t>(path);
+    add_in_flight(rows.flight, node, path);
+    return true;
+  };
+  add_in_flight(rows.flight, node, own);
   for (;;) {
-    const std::uint32_t e = node >> rows.lane_shift();
-    if (rows.links[e].next != kStale) return;
-    node = rows.links[e].up;
-    const double ratio = ratio_of(rows.N(node) + rows.flight[node]);
-    rows.links[e].next =
-        plain ? next_of_values<L>(kOutcomes[rows.first], rows.lines[e], L::template uct<true>(rows, e, ratio))
-              : next_of<L, true>(rows, e, ratio);
+    if (!go_up()) return;
+    if (visits >= busy) break;
+    rows.links[e].next = kStale;
+  }
+  const Outcomes& table = kOutcomes[rows.first];
+  do {
+    const double ratio = ratio_of(visits);
+    rows.links[e].next = kPlain
+                             ? next_of_values<L>(table, rows.lines[e], L::template uct<true>(rows, e, ratio))
+                             : next_of<L, true>(rows, e, ratio);
+  } while (go_up());
+}
+
+template <typename L>
+void fly(const Rows& rows, NodeId node, std::int32_t own, std::int32_t path, bool last) {
+  if (rows.shift == 0 && !rows.scored) {
+    fly_by<L, true>(rows, node, own, path, last);
+  } else {
+    fly_by<L, false>(rows, node, own, path, last);
   }
 }
 
 template <typename L>
-void climb(const Rows& rows, NodeId node, const Change& own, const Change& path, bool visit) {
+void climb(const Rows& rows, NodeId node, const Change& own, const Change& path) {
   if (rows.flight == nullptr) {
-    climb_any<L, false, true>(rows, node, own, path);
-  } else if (visit) {
-    climb_any<L, true, true>(rows, node, own, path);
+    climb_any<L, false>(rows, node, own, path);
   } else {
-    climb_any<L, true, false>(rows, node, own, path);
+    climb_any<L, true>(rows, node, own, path);
   }
 }
 

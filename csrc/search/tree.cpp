@@ -42,7 +42,7 @@ VirtualLoss::VirtualLoss(Tree& tree, NodeId leaf, std::uint32_t own, std::uint32
 // NOLINTNEXTLINE(bugprone-exception-escape)
 void VirtualLoss::release() noexcept {
   if (tree_ == nullptr) return;
-  tree_->fly({leaf_, own_, path_}, -1);
+  tree_->fly({leaf_, own_, path_}, -1, false);
   tree_ = nullptr;
 }
 
@@ -152,7 +152,6 @@ inline std::uint32_t Tree::pick(std::uint32_t e, std::uint32_t tie, std::uint64_
 }
 
 NodeId Tree::select(std::uint32_t simulation, std::uint32_t* leaf_depth) const {
-  refresh();
   std::uint32_t e = 0;
   std::uint32_t next = rows_.child(kRoot);
   std::uint32_t depth = 0;
@@ -161,6 +160,8 @@ NodeId Tree::select(std::uint32_t simulation, std::uint32_t* leaf_depth) const {
     __builtin_prefetch(&rows_.lines[std::size_t{e} << rows_.shift], 1);  // for the walk up
     if (!alone_) __builtin_prefetch(&rows_.flight[std::size_t{e} << rows_.lane_shift()], 1);
     next = rows_.links[e].next;
+    if ((next & (kLeaf | kTie)) != kTie) continue;
+    if (next == kStale) rows_.links[e].next = next = walks_->next(rows_, e);
     if ((next & (kLeaf | kTie)) == kTie) next = pick(e, next, draw(draws_, simulation, depth));
   }
   if (leaf_depth != nullptr) *leaf_depth = depth;
@@ -175,16 +176,12 @@ void Tree::fly(const Reservation& reservation, std::int32_t sign, bool last) {
     reservation_ = sign > 0 ? reservation : Reservation{};
     return;
   }
-  const Change own{0, 0, sign * static_cast<std::int32_t>(reservation.own)};
-  const Change path{0, 0, sign * static_cast<std::int32_t>(reservation.path)};
-  refresh();
-  if (!last) return walks_->climb(rows_, reservation.leaf, own, path, false);
-  walks_->climb_lightly(rows_, reservation.leaf, own, path);
-  stale_ = reservation.leaf;
+  walks_->fly(rows_, reservation.leaf, sign * static_cast<std::int32_t>(reservation.own),
+              sign * static_cast<std::int32_t>(reservation.path), last);
 }
 
 void Tree::back_up(NodeId node, Visit own, Visit path) {
-  walks_->climb(rows_, node, {own.N, own.W, 0}, {path.N, path.W, 0}, true);
+  walks_->climb(rows_, node, {own.N, own.W, 0}, {path.N, path.W, 0});
 }
 
 void Tree::back_up(NodeId node, Visit own, Visit path, VirtualLoss&& loss) {
@@ -194,8 +191,7 @@ void Tree::back_up(NodeId node, Visit own, Visit path, VirtualLoss&& loss) {
     return back_up(node, own, path);
   }
   walks_->climb(rows_, node, {own.N, own.W, -static_cast<std::int32_t>(loss.own_)},
-                {path.N, path.W, -static_cast<std::int32_t>(loss.path_)}, true);
-  refresh();
+                {path.N, path.W, -static_cast<std::int32_t>(loss.path_)});
 }
 
 std::uint32_t Tree::in_flight(NodeId node) const {

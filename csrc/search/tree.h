@@ -48,8 +48,8 @@ namespace restrl::search {
 class Tree;
 
 // A leaf in flight: `own` visits at the leaf and `path` visits at every ancestor, for as long as this lives.
-// `last`: another leaf is about to be backed up before the next selection. The paths of both begin alike, and
-// what is best there is found out once for both: the same tree, with a fifth less to compute.
+// `last`: another leaf is about to be backed up before the next selection, so that what is best on the way is
+// found out later: the same tree, with less to compute.
 class VirtualLoss {
  public:
   VirtualLoss(Tree& tree, NodeId leaf, std::uint32_t own, std::uint32_t path, bool last = false);
@@ -166,10 +166,7 @@ class Tree {
   double W(NodeId node) const;
   double V(NodeId node) const;
   void check_room(std::uint32_t visits) const;
-  void fly(const Reservation& reservation, std::int32_t sign, bool last = false);
-  void refresh() const {
-    if (stale_ != kNone) walks_->refresh(rows_, std::exchange(stale_, kNone));
-  }
+  void fly(const Reservation& reservation, std::int32_t sign, bool last);
   // Room for one expansion more and so many completions; what follows cannot fail.
   void reserve(std::size_t completions) {
     if (links_.size() >= room_ || log_.size() + longest_ > log_room_ ||
@@ -207,8 +204,7 @@ class Tree {
   std::size_t log_room_ = 0;  // bytes that log_ has memory for
   TextStore texts_;
   Reservation reservation_;
-  mutable NodeId stale_ = kNone;  // above it `next` may be stale
-  Record scratch_;                // of expand(), whose vectors keep their memory, like the next one's
+  Record scratch_;  // of expand(), whose vectors keep their memory, like the next one's
   std::unique_ptr<Draft> draft_;
   std::string_view root_state_;
   std::size_t nodes_ = 1;
