@@ -14,6 +14,7 @@ restrl bench signature             one number of all the search engine computes:
 
 and in a checkout, each with its figures beside a peer's of the same run:
 python benchmarks/bench_search.py    the search engine: simulations per second, memory, threads
+python benchmarks/search_builds.py   the same rows in two builds, in turns: what a change is worth
 python benchmarks/bench_decode.py    VM-MCTS on a model: the published schedule against restrl's
 python benchmarks/bench_leaves.py    what leaves in flight and reuse cost in quality
 python benchmarks/bench_value.py     value scoring: tokens and CPU-seconds per expansion
