@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     import harness  # which imports restrl: a build's process first says where that is
 
-OTHERS = ("plain Python", "whole prefixes", " over ")  # rows that say nothing of the build alone
+OTHERS = ("plain Python", "whole prefixes", "TreeQuest", " over ")  # rows that say nothing of the build alone
 FULL = "1e7"
 
 
