@@ -8,7 +8,7 @@ is this one's speed over the mean of its neighbours': a machine that slows down 
 build is faster, whatever the row's unit. Rows of one thread only; peers are left out.
 
 --only   rows whose name has this word
---pairs  ratios per row (21)
+--pairs  ratios per row (21), rounded up to a multiple of the cores
 """
 
 from __future__ import annotations
@@ -48,11 +48,15 @@ class Build:
         return str(json.loads(line))
 
     def run(self, name: str) -> float:
-        """The row's value; ValueError if this build cannot run it."""
+        """The row's value; LookupError if this build cannot run it."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(name) + "\n")
         self.process.stdin.flush()
-        return float(self.answer())
+        answer = self.answer()
+        try:
+            return float(answer)
+        except ValueError:
+            raise LookupError(answer) from None
 
     def pin(self, core: int) -> None:
         if hasattr(os, "sched_setaffinity") and core >= 0:
@@ -119,7 +123,7 @@ def compare(other: Build, this: Build, only: str, pairs: int) -> list[harness.Ro
                 this.pin(core)
                 runs = (lambda: other.run(case.name)), (lambda: this.run(case.name))  # noqa: B023
                 found += ratios(*runs, -(-pairs // len(cores)), case.better == "more")
-        except ValueError as error:
+        except LookupError as error:
             print(f"  {case.name}: one build cannot run it ({error})", flush=True)
             continue
         rows.append(harness.row(case.name, "times the other", found))

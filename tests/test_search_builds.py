@@ -72,7 +72,7 @@ def test_a_row_that_one_build_does_not_know_is_left_out_with_a_reason(
 ) -> None:
     import search_builds
 
-    with search_builds.Build(copy) as build, pytest.raises(ValueError, match="KeyError"):
+    with search_builds.Build(copy) as build, pytest.raises(LookupError, match="KeyError"):
         build.run("no such row")
     capfd.readouterr()
 

@@ -1,4 +1,4 @@
-// The hot rows of a search tree and the three walks over them: one way down and one way up.
+// The hot rows of a search tree and the walks over them, up from a leaf; the way down is Tree::select.
 //
 //   Line, 64 bytes: four visible children of one expanded node, one per lane
 //
@@ -25,6 +25,8 @@
 //   own (W, N, O) and its parent's N + O alone, so after a change of a node it is its parent's `next` that is
 //   recomputed, and the nodes above it are recomputed when the walk comes to them. Selection reads 4 bytes
 //   per level. Where several children have exactly the largest value, `next` says so and selection draws.
+//   Reserving a leaf leaves some `next` stale (Walks::fly), to be recomputed if a selection comes there
+//   first.
 //
 // Exactness: every walk computes V' + c sqrt((1 + ln N'_parent) / (eps + N')) with the same operations in the
 // same order as plain_tree.cpp (tests), in scalars and with AVX2: division and square root are correctly
@@ -47,7 +49,7 @@ struct alignas(64) Line {
 static_assert(sizeof(Line) == 64);
 
 struct Link {
-  std::uint32_t next;  // a code: the best child's, or kTie
+  std::uint32_t next;  // a code: the best child's, kTie or kStale
   NodeId up;
 };
 static_assert(sizeof(Link) == 8);
@@ -109,10 +111,9 @@ struct Walks {
   // Adds `own` to `node` and `path` to all its ancestors, and recomputes `next` of every parent on the way
   // and of `node` itself.
   void (*climb)(const Rows& rows, NodeId node, const Change& own, const Change& path);
-  // Adds `own` to the visits in flight of `node` and `path` to those of all its ancestors. Where the tree is
-  // busy `next` is recomputed; where selection seldom comes back to before it is backed up (nodes of less
-  // than a 64th of all visits), or with `last` everywhere, it is left stale: the next climb(), which begins
-  // at the same leaf, would compute it once more.
+  // Adds `own` to the visits in flight of `node` and `path` to those of all its ancestors. `next` is
+  // recomputed where selection soon comes by again, and left stale elsewhere, where most often a climb()
+  // comes first: at nodes of less than a 64th of the root's visits, and with `last` everywhere.
   void (*fly)(const Rows& rows, NodeId node, std::int32_t own, std::int32_t path, bool last);
   // The `next` of expansion `e`, its node's numbers as they are.
   std::uint32_t (*next)(const Rows& rows, std::uint32_t e);

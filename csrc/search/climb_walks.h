@@ -209,7 +209,7 @@ void climb_any(const Rows& rows, NodeId node, const Change& own, const Change& p
   }
 }
 
-// Two loops, so that no level has a branch that is not to be foreseen.
+// Two loops: where the first ends, one branch is not foreseen, instead of one at every level.
 template <typename L, bool kPlain>
 void fly_by(const Rows rows, NodeId node, std::int32_t own, std::int32_t path, bool last) {
   constexpr std::uint32_t kRare = 64;

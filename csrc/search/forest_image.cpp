@@ -198,6 +198,7 @@ void Shard::resume(std::unique_ptr<Lane> owned, std::vector<Resumed>& window) {
   const SearchParams& params = shared_.params;
   const bool scored = params.mode == Mode::value;
   lane.window.reserve(window.size());
+  publish();  // so that add() does not, and the room is there when it is needed
   selected_.reserve(window.size());
   std::vector<Slot*> opened;
   opened.reserve(window.size());

@@ -12,18 +12,8 @@ template <typename T>
 class Ring {
  public:
   Ring() = default;
-  Ring(Ring&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)),
-        capacity_(std::exchange(other.capacity_, 0)),
-        head_(std::exchange(other.head_, 0)),
-        size_(std::exchange(other.size_, 0)) {}
-  Ring& operator=(Ring&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(capacity_, other.capacity_);
-    std::swap(head_, other.head_);
-    std::swap(size_, other.size_);
-    return *this;
-  }
+  Ring(const Ring&) = delete;
+  Ring& operator=(const Ring&) = delete;
   ~Ring() {
     clear();
     if (data_ != nullptr) std::allocator<T>().deallocate(data_, capacity_);
@@ -31,6 +21,7 @@ class Ring {
 
   bool empty() const { return size_ == 0; }
   std::size_t size() const { return size_; }
+  std::size_t capacity() const { return capacity_; }
   T& operator[](std::size_t i) { return data_[(head_ + i) & (capacity_ - 1)]; }
   const T& operator[](std::size_t i) const { return data_[(head_ + i) & (capacity_ - 1)]; }
 
@@ -54,6 +45,13 @@ class Ring {
     reserve(1);
     std::construct_at(&(*this)[size_], std::move(value));
     ++size_;
+  }
+
+  void swap(Ring& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(capacity_, other.capacity_);
+    std::swap(head_, other.head_);
+    std::swap(size_, other.size_);
   }
 
   T pop() { return take(0); }

@@ -13,8 +13,8 @@ namespace restrl::search {
 namespace {
 
 constexpr std::size_t kTogether = 16;  // requests that are published together
-constexpr std::size_t kAhead = 4;      // answers whose place in their tree is fetched before their turn
-constexpr std::size_t kWarm = 64;      // slots of a shard whose trees fit into a cache
+constexpr std::size_t kAhead = 4;  // answers, the one at hand counted, whose place in their tree is fetched
+constexpr std::size_t kWarm = 64;  // slots of a shard whose trees fit into a cache
 
 // Whether a slot with this word is open or claimed for request `id`.
 bool is_open(std::uint64_t word, RequestId id) {
@@ -123,7 +123,11 @@ void Shard::put_back(const Request& request) {
 void Shard::publish() {
   if (selected_.empty()) return;
   const std::scoped_lock lock(desk_);
-  if (ready_.empty()) std::swap(ready_, selected_);
+  if (ready_.empty()) {
+    // With the room it had, which put_back() may need.
+    if (selected_.capacity() < ready_.capacity()) selected_.reserve(ready_.capacity() - selected_.size());
+    ready_.swap(selected_);
+  }
   ready_.reserve(selected_.size());
   while (!selected_.empty()) ready_.push(selected_.pop());
   ready.store(ready_.size(), std::memory_order_relaxed);

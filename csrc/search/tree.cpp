@@ -135,8 +135,9 @@ void Tree::prefetch(NodeId leaf) const {
   fetch_end(links_);
   fetch_end(cold_);
   fetch_end(owners_);
-  for (std::size_t at = 0; at < kRecord; at += sizeof(Line)) {
-    __builtin_prefetch(log_.data() + log_.size() + at, 1);
+  const std::size_t record_end = std::min(log_.size() + kRecord, log_.capacity());
+  for (std::size_t at = log_.size(); at < record_end; at += sizeof(Line)) {
+    __builtin_prefetch(log_.data() + at, 1);
   }
   if (alone_) return;
   __builtin_prefetch(&rows_.flight[leaf], 1);

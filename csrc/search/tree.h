@@ -48,8 +48,8 @@ namespace restrl::search {
 class Tree;
 
 // A leaf in flight: `own` visits at the leaf and `path` visits at every ancestor, for as long as this lives.
-// `last`: another leaf is about to be backed up before the next selection, so that what is best on the way is
-// found out later: the same tree, with less to compute.
+// `last`: some leaf is about to be backed up before the next selection, which finds out for itself what is
+// best where that walk has not been: the same tree, with less to compute.
 class VirtualLoss {
  public:
   VirtualLoss(Tree& tree, NodeId leaf, std::uint32_t own, std::uint32_t path, bool last = false);
