@@ -368,9 +368,50 @@ void test_near_ties(const Walks& walks) {
   CHECK(ties > 1000 && ties < 19000);  // both happen
 }
 
+// A chain of four nodes with 6400, 700, 94 and 93 visits, a leaf below the last: what a reservation leaves
+// stale, and that the rest is recomputed with its visits counted.
+void test_what_flying_leaves_stale(const Walks& walks, std::uint32_t shift, bool scored) {
+  constexpr std::uint32_t kDepth = 4;
+  constexpr std::uint32_t kVisits[kDepth] = {6400, 700, 94, 93};
+  constexpr std::uint32_t kPath = 6;  // 93 + 6 is one short of a 64th
+  const std::uint32_t lanes = 4U << shift;
+  for (const bool last : {false, true}) {
+    std::vector<Line> lines((kDepth + 1) << shift, kEmptyLine);
+    std::vector<Link> links(kDepth + 1, Link{0, kNone});
+    std::vector<std::uint16_t> flight((kDepth + 1) * lanes);
+    const Rows rows{lines.data(), links.data(), flight.data(), 0.3, 0.1, shift, false, false, scored};
+    NodeId node = kRoot;
+    for (std::uint32_t e = 1; e <= kDepth; ++e) {
+      rows.W(node) = 0.5 * kVisits[e - 1];
+      rows.N(node) = kVisits[e - 1];
+      rows.child(node) = e;
+      links[e].up = node;
+      node = e * lanes + 2;  // the next one, and last the leaf
+      for (std::uint32_t lane = 0; lane < lanes; ++lane) {
+        const NodeId child = e * lanes + lane;
+        rows.N(child) = 10;
+        rows.W(child) = child == node ? 9 : 5;
+        rows.child(child) = kLeaf | lane;
+      }
+    }
+    walks.fly(rows, node, 1, kPath, last);
+    for (std::uint32_t e = 1; e <= kDepth; ++e) {
+      const bool stale = last || e == kDepth;
+      CHECK(links[e].next == (stale ? kStale : walks.next(rows, e)));
+      CHECK(flight[links[e].up] == kPath);
+    }
+    CHECK(flight[node] == 1);
+  }
+}
+
 }  // namespace
 
 int main() {
+  for (const Walks* walks : {&kScalarWalks, &best_walks()}) {
+    for (const std::uint32_t shift : {0, 1}) {
+      for (const bool scored : {false, true}) test_what_flying_leaves_stale(*walks, shift, scored);
+    }
+  }
   test_near_ties(kScalarWalks);
   test_near_ties(best_walks());
   test_scenarios();
