@@ -98,13 +98,11 @@ def ratios(
     other: Callable[[], float], this: Callable[[], float], pairs: int, more_is_better: bool
 ) -> list[float]:
     """Speeds of `this` over the mean of those of `other` before and after; the first run of each is lost."""
+    from bench_search import faster
+
     other(), this()
-    found = []
-    for _ in range(pairs):
-        before, value, after = other(), this(), other()
-        neighbours = (before + after) / 2
-        found.append(value / neighbours if more_is_better else neighbours / value)
-    return found
+    found = [faster(other, this) for _ in range(pairs)]
+    return [1 / ratio for ratio in found] if more_is_better else found
 
 
 def compare(other: Build, this: Build, only: str, pairs: int) -> list[harness.Row]:

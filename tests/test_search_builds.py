@@ -31,16 +31,14 @@ def copy(tmp_path: Path) -> Path:
 def test_a_ratio_is_formed_with_both_neighbours_and_more_is_faster() -> None:
     from search_builds import ratios
 
-    def takes(*values: float) -> tuple[list[float], list[float]]:
-        other = [99.0, *values[::2], *values[1::2]]
-        return other, [99.0, 6.0, 3.0]
+    def found(more_is_better: bool) -> list[float]:
+        other, this = [99.0, 2.0, 2.0, 4.0, 2.0], [99.0, 6.0, 3.0]
+        values = ratios(lambda: other.pop(0), lambda: this.pop(0), 2, more_is_better)
+        assert (other, this) == ([], [])
+        return values
 
-    other, this = takes(2.0, 4.0, 2.0, 2.0)
-    assert other == [99.0, 2.0, 2.0, 4.0, 2.0]
-    assert ratios(lambda: other.pop(0), lambda: this.pop(0), 2, True) == [3.0, 1.0]
-    other, this = takes(2.0, 4.0, 2.0, 2.0)
-    assert ratios(lambda: other.pop(0), lambda: this.pop(0), 2, False) == [2 / 6, 1.0]
-    assert (other, this) == ([], [])
+    assert found(more_is_better=True) == [3.0, 1.0]
+    assert found(more_is_better=False) == [2 / 6, 1.0]
 
 
 def test_the_script_runs_the_other_build_beside_this_one(
@@ -67,14 +65,21 @@ def test_a_build_without_an_engine_is_not_given_this_ones(
     assert "restrl._core" in capfd.readouterr().err
 
 
-def test_a_row_that_one_build_does_not_know_is_left_out_with_a_reason(
-    copy: Path, capfd: pytest.CaptureFixture[str]
+def test_rows_of_peers_are_left_out_and_those_that_a_build_does_not_know_say_so(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    import bench_search
     import search_builds
 
-    with search_builds.Build(copy) as build, pytest.raises(LookupError, match="KeyError"):
-        build.run("no such row")
-    capfd.readouterr()
+    names = ("no such row", "C++ over plain Python, 1e4", "TreeQuest, 1e3", "C++, 1e7", "two threads, ms")
+    cases = [bench_search.Case(name, bench_search.PER_S, lambda: 1.0) for name in names]
+    monkeypatch.setattr(bench_search, "cases", lambda _: cases)
+    with search_builds.Build(copy) as build:
+        with pytest.raises(LookupError, match="KeyError"):
+            build.run("no such row")
+        assert search_builds.compare(build, build, "", 2) == []
+    (line,) = capfd.readouterr().out.splitlines()
+    assert line.strip() == "no such row: one build cannot run it (KeyError: 'no such row')"
 
 
 def test_a_folder_without_a_build_is_an_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
