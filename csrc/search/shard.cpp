@@ -23,6 +23,13 @@ bool is_open(std::uint64_t word, RequestId id) {
          (word & Slot::kDropped) == 0;
 }
 
+// How many answers for one tree begin with this one.
+std::size_t answers_in_a_row(const Slot& first) {
+  std::size_t count = 0;
+  for (const Slot* slot = &first; slot != nullptr && slot->lane == first.lane; slot = slot->next) ++count;
+  return count;
+}
+
 }  // namespace
 
 Lane::Lane(TreeId tree_id, std::string tree_key, const SearchParams& params, std::uint64_t seed,
@@ -186,7 +193,9 @@ void Shard::settle(Drafts& spent) {
       }
       --ahead;
       Slot* const next = slot->next;
-      if (next != nullptr && next->lane != slot->lane && slots_.size() > kWarm) next->lane->tree.prefetch();
+      if (next != nullptr && next->lane != slot->lane && slots_.size() > kWarm) {
+        next->lane->tree.fetch_top(answers_in_a_row(*next));
+      }
       try {
         answer(*slot);
       } catch (...) {

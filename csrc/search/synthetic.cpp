@@ -94,7 +94,7 @@ class Synthetic {
     for (std::size_t at = 0; at < sizeof *this; at += 64) __builtin_prefetch(begin + at, 1);
   }
   void fetch_top() const {
-    tree_.prefetch();
+    tree_.fetch_top(task_.params.leaves_in_flight);
     if (window_.capacity() > 0) __builtin_prefetch(window_.data(), 1);
   }
   void fetch_leaves() const {

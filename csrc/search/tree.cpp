@@ -111,19 +111,26 @@ void Tree::open_expansion(NodeId node, const Line* lines) {
   if (node != kNone) rows_.child(node) = e;
 }
 
-void Tree::prefetch() const {
+void Tree::fetch_top(std::size_t walks) const {
+  constexpr std::size_t kMany = 8;
   // Expansions; the first ones are those nearest to the root. Selection waits for every link, so of those all
   // are fetched that a tree of a thousand simulations has.
-  constexpr std::size_t kTop = 48;
   constexpr std::size_t kTopLinks = 1024;
-  const auto fetch = [](const auto& rows, std::size_t count) {
+  const std::size_t top = std::max<std::size_t>(48, 12 * walks);
+  const auto fetch = [many = walks >= kMany](const auto& rows, std::size_t count) {
     const char* const begin = reinterpret_cast<const char*>(rows.data());
     const std::size_t bytes = std::min(count, rows.size()) * sizeof(rows[0]);
-    for (std::size_t at = 0; at < bytes; at += sizeof(Line)) __builtin_prefetch(begin + at, 1);
+    for (std::size_t at = 0; at < bytes; at += sizeof(Line)) {
+      if (many) {
+        static_cast<void>(*static_cast<const volatile char*>(begin + at));
+      } else {
+        __builtin_prefetch(begin + at, 1);
+      }
+    }
   };
   fetch(links_, kTopLinks);
-  fetch(lines_, kTop << rows_.shift);
-  fetch(flight_, kTop << rows_.lane_shift());
+  fetch(lines_, top << rows_.shift);
+  fetch(flight_, top << rows_.lane_shift());
 }
 
 void Tree::prefetch(NodeId leaf) const {

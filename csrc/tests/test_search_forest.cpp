@@ -1,5 +1,6 @@
 // Requests in flight: order, partial answers, cancels, errors, threads.
 #include <limits>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -238,12 +239,32 @@ void test_no_answer_is_lost() {
   }
 }
 
+// So many trees that each is cold when its turn comes, answered all at once, grow as they do one answer at a
+// time.
+void test_a_crowd(Mode mode) {
+  constexpr TreeId kTrees = 120;
+  const auto grow = [&](std::size_t batch) {
+    auto forest = std::make_unique<Forest>(make(mode, 100, 16), 4);
+    for (TreeId tree = 0; tree < kTrees; ++tree) forest->add("tree " + std::to_string(tree), "root\n");
+    run_dummy(*forest, 6, batch, 0);
+    return forest;
+  };
+  const auto one_by_one = grow(1);
+  const auto at_once = grow(std::numeric_limits<std::size_t>::max());
+  for (TreeId tree = 0; tree < kTrees; ++tree) {
+    CHECK(at_once->stats(tree).simulations == 100);
+    check_at_rest(*at_once, tree);
+    CHECK(same_tree(at_once->view(tree), one_by_one->view(tree)));
+  }
+}
+
 }  // namespace
 
 int main() {
   for (Mode mode : {Mode::collect, Mode::value, Mode::outcome}) {
     test_arrival_order_does_not_matter(mode);
     test_threads(mode);
+    test_a_crowd(mode);
     for (LossRule rule : {LossRule::loss, LossRule::unobserved}) test_threads_on_one_tree(mode, rule);
   }
   test_no_answer_is_lost();
