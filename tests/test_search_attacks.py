@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,26 @@ def test_a_failed_call_leaves_a_request_without_samples_as_it_was() -> None:
     with pytest.raises(AnswerError, match="needs 1 child values"):
         forest.fulfil([reused.id], None, np.zeros(0), np.zeros(0))
     forest.fulfil(ids, [[], ["p\nq", "r\ns"]], [[], [0.1, 0.4]], [[0.3], [0.1, 0.2]])
+
+
+def test_an_answer_with_nothing_in_it_is_none() -> None:
+    """It made the request look completed, with the texts of whichever request had its place before."""
+    forest, _, first = asked()
+    texts = [f"an answer\n{i}" for i in range(2)]
+    counts = [sys.getrefcount(text) for text in texts]
+    forest.fulfil([first], [texts], [[0.0, 1.0]])
+    (second,) = forest.next(1)
+    with pytest.raises(AnswerError, match=f"request {second.id} got neither completions nor scores"):
+        forest.fulfil([second.id])
+    with pytest.raises(AnswerError, match="has no completions yet"):
+        forest.expansion(second.id)
+    with pytest.raises(AnswerError, match="before its completions"):
+        forest.fulfil([second.id], None, [[0.0, 1.0]])
+    forest.cancel([second.id])
+    del forest
+    gc.collect()
+    assert [sys.getrefcount(text) for text in texts] == counts
+    Forest(SearchParams()).fulfil([])
 
 
 def test_lists_that_change_while_they_are_read() -> None:

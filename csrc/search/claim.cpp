@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <string>
 
 #include "search/errors.h"
@@ -80,6 +81,9 @@ void Claim::check() {
   check_lengths(values, ids_.size(), "completion_values");
   check_lengths(child_values, ids_.size(), "child_values");
   if (child_values && !values) throw AnswerError("child_values came without completion_values");
+  if (!completions && !values && !ids_.empty()) {
+    throw AnswerError(named(ids_[0]) + " got neither completions nor scores");
+  }
   rows_.reserve(ids_.size() + 1);
   rows_.push_back(0);
   for (std::size_t i = 0; i < ids_.size(); ++i) {
@@ -205,8 +209,10 @@ std::span<const double> Claim::values_of(const char* what, const Flat<double>& r
   const std::span<const double> row = rows.items.subspan(begin, given);
   for (const double value : in_range_ ? std::span<const double>() : row) {
     if (!sound(value)) {
+      char digits[32];
+      std::snprintf(digits, sizeof digits, "%g", value);
       throw AnswerError(named(id) + " got a " + what +
-                        " value that is not finite or beyond 1e200: " + std::to_string(value));
+                        " value that is not finite or beyond 1e200: " + digits);
     }
   }
   begin += given;

@@ -149,8 +149,10 @@ void test_errors_change_nothing() {
                fulfil(forest, ids, {Answer{texts, {}}, Answer{texts, {}}}));
   CHECK_THROWS(AnswerError, "needs 5 completions, not 1", fulfil(forest, ids, {Answer{{{"a"}}, {}}}));
   CHECK_THROWS(AnswerError, "before its completions", fulfil(forest, ids, {Answer{{}, Scores{}}}));
+  CHECK_THROWS(AnswerError, "neither completions nor scores", fulfil(forest, ids, {Answer{}}));
   CHECK_THROWS(AnswerError, "no completions yet", forest.expansion(id));
   fulfil(forest, ids, {Answer{texts, {}}});
+  CHECK_THROWS(AnswerError, "neither completions nor scores", fulfil(forest, ids, {Answer{}}));
   CHECK_THROWS(AnswerError, "already", fulfil(forest, ids, {Answer{texts, {}}}));
   CHECK_THROWS(AnswerError, "needs 5 completion values, not 2",
                fulfil(forest, ids, {Answer{{}, Scores{{1, 1}, {}}}}));
@@ -239,22 +241,26 @@ void test_no_answer_is_lost() {
   }
 }
 
-// So many trees that each is cold when its turn comes, answered all at once, grow as they do one answer at a
-// time.
+// So many trees that each is cold when its turn comes, answered all at once or by three threads, grow as they
+// do one answer at a time.
 void test_a_crowd(Mode mode) {
   constexpr TreeId kTrees = 120;
-  const auto grow = [&](std::size_t batch) {
-    auto forest = std::make_unique<Forest>(make(mode, 100, 16), 4);
+  const auto grow = [&](std::size_t batch, int threads) {
+    auto forest = std::make_unique<Forest>(make(mode, 60, 16), 4);
     for (TreeId tree = 0; tree < kTrees; ++tree) forest->add("tree " + std::to_string(tree), "root\n");
-    run_dummy(*forest, 6, batch, 0);
+    std::vector<std::thread> workers;
+    for (int i = 0; i < threads; ++i) workers.emplace_back([&] { run_dummy(*forest, 6, batch, 0); });
+    for (std::thread& worker : workers) worker.join();
     return forest;
   };
-  const auto one_by_one = grow(1);
-  const auto at_once = grow(std::numeric_limits<std::size_t>::max());
-  for (TreeId tree = 0; tree < kTrees; ++tree) {
-    CHECK(at_once->stats(tree).simulations == 100);
-    check_at_rest(*at_once, tree);
-    CHECK(same_tree(at_once->view(tree), one_by_one->view(tree)));
+  const auto one_by_one = grow(1, 1);
+  for (int threads : {1, 3}) {
+    const auto at_once = grow(threads == 1 ? std::numeric_limits<std::size_t>::max() : 640, threads);
+    for (TreeId tree = 0; tree < kTrees; ++tree) {
+      CHECK(at_once->stats(tree).simulations == 60);
+      check_at_rest(*at_once, tree);
+      CHECK(same_tree(at_once->view(tree), one_by_one->view(tree)));
+    }
   }
 }
 
