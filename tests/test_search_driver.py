@@ -181,6 +181,8 @@ def test_answers_that_do_not_fit_are_a_clear_error() -> None:
     good = {"complete": dummy.complete, "evaluate": dummy.evaluate}
     bad: list[tuple[dict[str, Any], str]] = [
         ({"complete": lambda requests: []}, r"complete\(\) answered 0 of 2 requests"),
+        ({"complete": lambda requests: None}, r"complete\(\) returned None for 2 requests"),
+        ({"evaluate": lambda rows: None}, r"evaluate\(\) returned None for 2 expansions"),
         ({"complete": lambda requests: [[Completion("x")]] * len(requests)}, "needs 5 completions, not 1"),
         ({"evaluate": lambda rows: []}, r"evaluate\(\) answered 0 of 2 expansions"),
         ({"evaluate": lambda rows: [Evaluation([1.0] * 4)] * len(rows)}, "needs 5 completion values, not 4"),

@@ -175,6 +175,13 @@ def _check(
         seen.add(root.key)
 
 
+def _check_answers(call: str, answers: Sequence[object] | None, asked: int, of: str) -> None:
+    if answers is None:
+        raise RestrlError(f"{call} returned None for {asked} {of}, not a list with an answer for each")
+    if len(answers) != asked:
+        raise RestrlError(f"{call} answered {len(answers)} of {asked} {of}")
+
+
 class _Scorer:
     """`evaluate` and its queue, in a thread of its own or inline."""
 
@@ -227,8 +234,7 @@ class _Scorer:
         for start in range(0, len(expansions), size):
             part = expansions[start : start + size]
             scores = self._evaluate(part)
-            if len(scores) != len(part):
-                raise RestrlError(f"evaluate() answered {len(scores)} of {len(part)} expansions")
+            _check_answers("evaluate()", scores, len(part), "expansions")
             evaluations += scores
         self._timing.score += time.perf_counter() - begin
         return evaluations
@@ -262,6 +268,5 @@ class _Batches:
             size = min(size, self._largest)
         batch = [self._waiting.popleft() for _ in range(size)]
         completions = self._complete(batch)
-        if len(completions) != len(batch):
-            raise RestrlError(f"complete() answered {len(completions)} of {len(batch)} requests")
+        _check_answers("complete()", completions, len(batch), "requests")
         return list(zip(batch, completions, strict=True))
