@@ -112,11 +112,13 @@ void Tree::open_expansion(NodeId node, const Line* lines) {
 }
 
 void Tree::fetch_top(std::size_t walks) const {
-  constexpr std::size_t kMany = 8;
+  constexpr std::size_t kMany = 8;  // walks
   // Expansions; the first ones are those nearest to the root. Selection waits for every link, so of those all
   // are fetched that a tree of a thousand simulations has.
+  constexpr std::size_t kTop = 48;
+  constexpr std::size_t kTopPerWalk = 12;
   constexpr std::size_t kTopLinks = 1024;
-  const std::size_t top = std::max<std::size_t>(48, 12 * walks);
+  const std::size_t top = std::max(kTop, kTopPerWalk * walks);
   const auto fetch = [many = walks >= kMany](const auto& rows, std::size_t count) {
     const char* const begin = reinterpret_cast<const char*>(rows.data());
     const std::size_t bytes = std::min(count, rows.size()) * sizeof(rows[0]);

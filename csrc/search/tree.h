@@ -139,9 +139,9 @@ class Tree {
   // Nodes whose in-flight count is not 0: none in a tree at rest.
   std::size_t nodes_in_flight() const;
 
-  // Brings what so many walks read near the root into the caches, for a tree that is cold and comes next.
-  // Many walks have it read: a processor drops prefetches once some twenty lines are on their way. For few it
-  // is asked for, and what arrives is welcome.
+  // Brings what so many walks need near the root into the caches, for a tree that is cold and comes next. For
+  // many walks it is read, since processors drop prefetches once some twenty lines are on their way (seen on
+  // a Zen 3); for few it is only asked for.
   void fetch_top(std::size_t walks) const;
   // Asks for what expand() and back_up() need at one leaf.
   void prefetch(NodeId leaf) const;

@@ -161,6 +161,8 @@ void test_errors_change_nothing() {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   CHECK_THROWS(AnswerError, "not finite",
                fulfil(forest, ids, {Answer{{}, Scores{{1, 1, 1, 1, nan}, {1, 1, 1}}}}));
+  CHECK_THROWS(AnswerError, "beyond 1e200: 1e+201",
+               fulfil(forest, ids, {Answer{{}, Scores{{1, 1, 1, 1, 1e201}, {1, 1, 1}}}}));
   CHECK(forest.stats(tree).simulations == 0 && forest.in_flight() == 1);
   CHECK_THROWS(RequestError, "1 simulations under way", forest.remove(tree));
   fulfil(forest, ids, {Answer{{}, Scores{{1, 1, 1, 1, 1}, {1, 1, 1}}}});
